@@ -1,0 +1,51 @@
+"""Help texts with the options in sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Heading(click.Option):
+    """An entry in the list of options that is only a heading: it never takes part in parsing."""
+
+    def __init__(self, title: str):
+        super().__init__([f"--heading-{title.lower().replace(' ', '-')}"], expose_value=False, hidden=True)
+        self.title = title
+
+
+def section(title: str) -> Callable[[F], F]:
+    """Options that are listed below this decorator stand under `title` in the help text."""
+
+    def decorate(function: F) -> F:
+        parameters = function.__dict__.setdefault("__click_params__", [])
+        parameters.append(_Heading(title))
+        return function
+
+    return decorate
+
+
+class SectionedCommand(click.Command):
+    """A command whose help shows its options under the headings made by `section`."""
+
+    def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any):
+        sections: dict[str, list[click.Parameter]] = {"Options": []}
+        title = "Options"
+        for parameter in params or []:
+            if isinstance(parameter, _Heading):
+                title = parameter.title
+            else:
+                sections.setdefault(title, []).append(parameter)
+        self._sections = sections
+        super().__init__(*args, params=[p for group in sections.values() for p in group], **kwargs)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, parameters in [*self._sections.items(), ("Help", [self.get_help_option(ctx)])]:
+            records = [record for p in parameters if p is not None and (record := p.get_help_record(ctx))]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)

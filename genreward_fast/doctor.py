@@ -1,0 +1,123 @@
+"""What works on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. A `required` check that fails means that `genreward train` cannot run."""
+
+    name: str
+    ok: bool
+    detail: str
+    required: bool = False
+
+
+def run_checks() -> list[Check]:
+    """Looks at everything that a command may need. Slow parts (a rendered test picture) take a few seconds."""
+    return [_python(), *_packages(), _gpu(), _triton(), _rendering(), *_engines(), *_weights(), _memory(), _disk()]
+
+
+def report_lines(checks: list[Check]) -> list[str]:
+    """The checks as a table."""
+    width = max((len(check.name) for check in checks), default=0)
+    marks = {(True, True): "ok", (True, False): "ok", (False, True): "FAIL", (False, False): "-"}
+    return [f"{marks[check.ok, check.required]:<4}  {check.name:<{width}}  {check.detail}" for check in checks]
+
+
+def _python() -> Check:
+    return Check("python", True, f"{platform.python_version()}, {os.cpu_count()} CPU cores, {platform.machine()}")
+
+
+def _packages() -> list[Check]:
+    checks = []
+    for module, package in (
+        ("torch", "torch"),
+        ("metaworld", "metaworld"),
+        ("mujoco", "mujoco"),
+        ("diffusers", "diffusers"),
+        ("transformers", "transformers"),
+        ("open_clip", "open_clip_torch"),
+        ("av", "av"),
+    ):
+        found = importlib.util.find_spec(module) is not None
+        detail = _version(package) if found else f"missing; pip install {package}"
+        checks.append(Check(package, found, detail, required=True))
+    return checks
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "version unknown"
+
+
+def _gpu() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("GPU", False, "no CUDA GPU: training runs on the CPU (preset tiny)")
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append(
+            f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
+            f"sm_{properties.major}{properties.minor}"
+        )
+    return Check("GPU", True, "; ".join(gpus) + f"; CUDA {torch.version.cuda}")
+
+
+def _triton() -> Check:
+    import torch
+
+    if importlib.util.find_spec("triton") is None:
+        return Check("Triton", False, "not installed: kernels run as plain PyTorch")
+    if not torch.cuda.is_available():
+        return Check("Triton", False, f"{_version('triton')}, but without a GPU kernels run as plain PyTorch")
+    return Check("Triton", True, _version("triton"))
+
+
+def _rendering() -> Check:
+    from genreward_fast.envs.gl import probe
+
+    result = probe()
+    return Check("rendering", result.ok, result.detail, required=True)
+
+
+def _engines() -> list[Check]:
+    checks = []
+    for name, module, extra in (
+        ("TensorRT", "tensorrt", "tensorrt"),
+        ("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx"),
+    ):
+        found = importlib.util.find_spec(module) is not None
+        hint = f"not installed; pip install 'genreward-fast[{extra}]' (encoders run in PyTorch without it)"
+        checks.append(Check(name, found, _version(module) if found else hint))
+    return checks
+
+
+def _weights() -> list[Check]:
+    from genreward_fast.encoders.presets import weight_report
+
+    return [Check(f"weights {name}", ok, detail) for name, ok, detail in weight_report()]
+
+
+def _memory() -> Check:
+    text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines()}
+    free = kilobytes.get("MemAvailable", 0) / 2**20
+    return Check("memory", free >= 3 or not text, f"{free:.1f} GiB free" if text else "unknown")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(".").free / 2**30
+    return Check("disk", free >= 1, f"{free:.0f} GiB free here")
