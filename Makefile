@@ -8,7 +8,6 @@ BIN := $(VENV)/bin
 .PHONY: train test lint types pytest install clean
 
 train: $(VENV)/.installed
-	$(BIN)/genreward doctor --quiet
 	$(BIN)/genreward train --preset tiny $(ARGS)
 
 test: lint types pytest

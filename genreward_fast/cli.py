@@ -146,7 +146,7 @@ def evaluate(
 @click.option("--task", help="A task whose scripted expert shows the goal: an episode up to its first success.")
 @click.option("--video", type=FOLDER, help="A video file to take instead.")
 @click.option("--text", help="The task in words.  [default with --task: its description]")
-@click.option("--frame", default="auto", show_default=True, help="auto (OpenCLIP chooses), last, or a frame's number.")
+@click.option("--frame", default="auto", show_default=True, help="auto (OpenCLIP chooses; last while it is untrained), clip, last, or a number.")
 @click.option("--preset", default="tiny", show_default=True, help="Whose OpenCLIP chooses: tiny or paper.")
 @click.option("--clip", help="Hub id, folder or checkpoint of OpenCLIP, instead of the preset's.")
 @click.option("--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.encoders.presets import EncoderConfig
-from genreward_fast.envs.metaworld_env import EnvConfig
+from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.tasks import canonical
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.config import FBConfig, RewardConfig

@@ -90,7 +90,8 @@ def _rendering() -> Check:
     from genreward_fast.envs.gl import probe
 
     result = probe()
-    return Check("rendering", result.ok, result.detail, required=True)
+    detail = f"{result.backend} on {result.device}" if result.works else result.error
+    return Check("rendering", result.works, detail, required=True)
 
 
 def _engines() -> list[Check]:
@@ -106,9 +107,25 @@ def _engines() -> list[Check]:
 
 
 def _weights() -> list[Check]:
-    from genreward_fast.encoders.presets import weight_report
+    from genreward_fast.encoders.presets import EncoderConfig
 
-    return [Check(f"weights {name}", ok, detail) for name, ok, detail in weight_report()]
+    checks = [Check("weights tiny", True, "built in; untrained encoders so far")]
+    config = EncoderConfig(preset="paper")
+    for encoder in ("vae", "dino", "clip"):
+        source = str(config.source(encoder))
+        cached = in_hub_cache(source)
+        hint = f"{source}: not downloaded yet; comes from the hub at first use, or pass --{encoder} PATH"
+        checks.append(Check(f"weights paper {encoder}", cached, f"{source}: in the hub's cache" if cached else hint))
+    return checks
+
+
+def in_hub_cache(source: str) -> bool:
+    """Whether any version of a hub repository lies in the local cache."""
+    from huggingface_hub import constants
+
+    # OpenCLIP's NAME/TAG stands for a repository of its own on the hub.
+    repository = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K" if source == "ViT-B-32/laion2b_s34b_b79k" else source
+    return any(Path(constants.HF_HUB_CACHE).glob(f"models--{repository.replace('/', '--')}/snapshots/*/*"))
 
 
 def _memory() -> Check:

@@ -1,0 +1,201 @@
+"""The DreamerV3 agent: acts on images, learns from replayed sequences, saves and restores itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from genreward_fast.agent import objective
+from genreward_fast.agent.config import AgentConfig
+from genreward_fast.agent.model import Model
+from genreward_fast.agent.optimizer import LaProp
+from genreward_fast.agent.rssm import State
+from genreward_fast.agent.sampling import RandomSampler, Sampler
+from genreward_fast.errors import UserError
+from genreward_fast.types import Batch, Latents
+
+_POLICY_PARTS = ("encoder.", "rssm.", "actor.")
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What an agent remembers of N environments between two steps.
+
+    Attributes:
+        state: (N, ...), the world model's state at the last row.
+        action: (N, A) float32 in [-1, 1], the action taken there.
+    """
+
+    state: State
+    action: Tensor
+
+
+class Agent:
+    """DreamerV3 (Hafner et al., Nature 2025), as in the published code of 2025.
+
+    Attributes:
+        config: hyperparameters.
+        action_size: A.
+        device: where everything lives.
+        updates: updates made so far.
+        model: the networks and the return range.
+        optimizer: its state is part of `state_dict`.
+        sampler: the source of all random draws, with its own generator on the device.
+    """
+
+    def __init__(self, config: AgentConfig, action_size: int, device: torch.device | str, seed: int = 0) -> None:
+        """Draws the initial parameters on the host, so that a seed gives the same ones on every device."""
+        self.config, self.action_size, self.device = config, action_size, torch.device(device)
+        self.model = Model(config, action_size)
+        self.model.initialize(torch.Generator().manual_seed(seed))
+        self.model.to(self.device)
+        self.sampler = RandomSampler(self.device, seed)
+        trained = self.model.trained()
+        self._parameters = [p for _, p in trained]
+        self.optimizer = LaProp(
+            trained,
+            lr=config.lr,
+            warmup=config.warmup,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            agc=config.agc,
+            agc_min=config.agc_min,
+        )
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far."""
+        return self.optimizer.step_count
+
+    def initial(self, n: int) -> Carry:
+        """The carry of n environments before their first step: all zeros."""
+        action = torch.zeros(n, self.action_size, device=self.device)
+        return Carry(self.model.rssm.initial(n, self.device), action)
+
+    @torch.no_grad()
+    def act(
+        self,
+        image: Tensor,
+        is_first: Tensor,
+        carry: Carry,
+        mode: Literal["sample", "mean"] = "sample",
+        sampler: Sampler | None = None,
+    ) -> tuple[Tensor, Carry, Latents]:
+        """One step of N environments.
+
+        Args:
+            image: (N, 64, 64, 3) uint8 on the device.
+            is_first: (N,) bool on the device; where true, the carried state and action count as zero.
+            carry: of the previous step.
+            mode: "sample" draws the action, "mean" takes the policy's mean. The latent is drawn in both.
+            sampler: another source of draws, for an evaluation that must leave the training's draws as they are.
+
+        Returns:
+            Actions (N, A) float32 in [-1, 1] (cut there; the world model reads a longer action as its cut, so nothing
+            is lost), the next carry, and the latents (N, ...) of this row for the replay.
+        """
+        sampler = sampler or self.sampler
+        rssm = self.model.rssm
+        observed = rssm.observe(
+            carry.state,
+            self.model.encoder(image).unsqueeze(1),
+            carry.action.unsqueeze(1),
+            is_first.unsqueeze(1),
+            sampler,
+        )
+        state = State(observed.state.deter[:, 0], observed.state.stoch[:, 0])
+        policy = self.model.actor(state.features())
+        action = policy.mean if mode == "mean" else sampler.action(policy.mean, policy.stddev, 0)
+        action = action.clamp(-1, 1)
+        return action, Carry(state, action), Latents(state.deter, observed.index[:, 0].to(torch.uint8))
+
+    def update(self, batch: Batch, sampler: Sampler | None = None) -> tuple[dict[str, Tensor], Latents]:
+        """One update of all networks.
+
+        Never waits for the device, and never raises over bad numbers: each loss is in the metrics, where a NaN shows.
+
+        Args:
+            batch: (B, T, ...), T = `batch_length` + `context`, on the device, with image, deter and stoch. Its first
+                `context` rows are not trained on: the last of them gives the state to start from.
+            sampler: another source of draws.
+
+        Returns:
+            Metrics, each 0-d on the device; and the latents (B, T - context, ...) of the trained rows, to be written
+            back into the replay.
+        """
+        result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
+        gradients = torch.autograd.grad(result.loss, self._parameters)
+        norm = self.optimizer.step(gradients)
+        # After the step: the next update's slow critic knows of this one's parameters.
+        self.model.update_slow_critic(self.config.slow_rate)
+        latents = Latents(result.observed.state.deter.detach(), result.observed.index.to(torch.uint8))
+        return {**result.metrics, "opt/grad_norm": norm}, latents
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact resume needs, as nested dicts of tensors and plain values.
+
+        The tensors are the live ones: copy or save them before the next update. `torch.load(weights_only=True)` reads
+        them back.
+        """
+        return {
+            "agent": self._identity(),
+            "model": {name: tensor.detach() for name, tensor in self.model.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.sampler.generator.get_state(),
+            "generator_device": self.device.type,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a `state_dict`. The resume is exact on the kind of device that it was saved on; on another one the
+        random draws go on from this agent's own seed, since generators of different kinds share no state.
+
+        Raises:
+            UserError: the state is that of an agent with other sizes or another number of actions.
+        """
+        self._check_identity(state)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["generator_device"] == self.device.type:
+            self.sampler.generator.set_state(state["generator"].cpu())
+
+    def policy_state(self) -> dict[str, Any]:
+        """What `act` needs and no more, in the form of `state_dict`."""
+        model = self.model.state_dict()
+        return {
+            "agent": self._identity(),
+            "model": {name: tensor.detach() for name, tensor in model.items() if name.startswith(_POLICY_PARTS)},
+        }
+
+    def load_policy_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `act` needs from a `policy_state` or a whole `state_dict`; the rest stays as it is.
+
+        Raises:
+            UserError: the state is that of an agent with other sizes or another number of actions.
+        """
+        self._check_identity(state)
+        model = {name: tensor for name, tensor in state["model"].items() if name.startswith(_POLICY_PARTS)}
+        wanted = {name for name in self.model.state_dict() if name.startswith(_POLICY_PARTS)}
+        if model.keys() != wanted:
+            missing = sorted(wanted ^ model.keys())
+            raise UserError(f"the checkpoint's policy does not fit this version of the agent: {missing[0]} differs")
+        self.model.load_state_dict(model, strict=False)
+
+    def _identity(self) -> dict[str, Any]:
+        return {**self.config.describe(), "bins": self.config.bins, "action_size": self.action_size}
+
+    def _check_identity(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict) or not isinstance(state.get("agent"), dict) or "model" not in state:
+            raise UserError("the checkpoint holds no agent; give one that an agent's training has written")
+        saved, own = dict(state["agent"]), self._identity()
+        saved_size, own_size = saved.pop("size", "unnamed"), own.pop("size")
+        if saved != own:
+            differing = sorted(k for k in own.keys() | saved.keys() if own.get(k) != saved.get(k))
+            details = ", ".join(f"{k} {saved.get(k)} instead of {own.get(k)}" for k in differing)
+            raise UserError(
+                f"the checkpoint holds an agent of size {saved_size} with {saved.get('action_size')} actions, but this "
+                f"one has size {own_size} with {self.action_size} actions ({details}); choose the same size and task"
+            )

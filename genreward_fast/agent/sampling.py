@@ -1,0 +1,96 @@
+"""Where every random draw of the agent comes from: one seam, so that draws can be recorded and given back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Place = Literal["posterior", "prior"]
+"""Which latent is drawn: an observed row's, or an imagined step's."""
+
+
+class Sampler(Protocol):
+    """Draws latents and actions. `step` counts from 0 within one scan over time, or one imagination."""
+
+    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
+        """(N, stoch, classes) float32 probabilities to (N, stoch) int64 class indices."""
+        ...
+
+    def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
+        """(N, A) float32 means and deviations to (N, A) float32 draws of the normal."""
+        ...
+
+
+class RandomSampler:
+    """Draws from its own generator on the device."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
+        # Inversion: one uniform number for each latent, and no synchronisation with the host.
+        uniform = torch.rand((*probs.shape[:-1], 1), generator=self.generator, device=probs.device)
+        return (probs[..., :-1].cumsum(-1) <= uniform).sum(-1)
+
+    def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
+        noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
+        return mean + stddev * noise
+
+
+@dataclass
+class Draws:
+    """All draws of one update, B sequences of T rows, N = B * T imagined trajectories of H steps.
+
+    Attributes:
+        posterior: (B, T, stoch) int64 class indices.
+        prior: (N, H, stoch) int64 class indices.
+        action: (N, H, A) float32; more steps than H do no harm.
+    """
+
+    posterior: Tensor
+    prior: Tensor
+    action: Tensor
+
+
+class RecordedSampler:
+    """Gives back the draws of an earlier update, whatever the distributions are now."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+
+    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
+        recorded = self.draws.posterior if place == "posterior" else self.draws.prior
+        return recorded[:, step]
+
+    def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
+        return self.draws.action[:, step]
+
+
+class RecordingSampler:
+    """Passes the draws of another sampler on, and keeps them."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self._latents: dict[Place, list[Tensor]] = {"posterior": [], "prior": []}
+        self._actions: list[Tensor] = []
+
+    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
+        index = self.sampler.latent(probs, place, step)
+        self._latents[place].append(index)
+        return index
+
+    def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
+        action = self.sampler.action(mean, stddev, step)
+        self._actions.append(action)
+        return action
+
+    def draws(self) -> Draws:
+        """What one update has drawn since this object was made."""
+        return Draws(
+            posterior=torch.stack(self._latents["posterior"], 1),
+            prior=torch.stack(self._latents["prior"], 1),
+            action=torch.stack(self._actions, 1),
+        )

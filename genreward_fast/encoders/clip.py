@@ -1,0 +1,128 @@
+"""Text and images in one space: OpenCLIP, which picks the goal frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from genreward_fast.encoders.fingerprint import fingerprint
+from genreward_fast.errors import UserError
+
+_INTERPOLATION = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
+
+
+class TextImageEncoder(nn.Module):
+    """OpenCLIP (arXiv 2212.07143): images and sentences to unit vectors whose dot product is their similarity.
+
+    Frozen: eval mode, no gradients.
+
+    Attributes:
+        model: the library's model, image and text towers.
+        size: (height, width) in pixels that the image tower takes.
+        fingerprint: sha256 over weights and configuration.
+        note: "" for trained weights, else what every output must say about them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype = torch.float32,
+        batch: int = 64,
+        note: str = "",
+    ) -> None:
+        """
+        Args:
+            model: as `open_clip.create_model` makes it, with its `visual.preprocess_cfg`; taken over, not copied.
+            tokenizer: as `open_clip.get_tokenizer` makes it: P sentences to (P, context) int64.
+            config: the model's open_clip configuration.
+            batch: images or sentences per call at most.
+
+        Raises:
+            UserError: the model wants preprocessing that is not supported.
+        """
+        super().__init__()
+        preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
+        size = preprocess["size"]
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.resize_mode: str = preprocess["resize_mode"]
+        if self.resize_mode not in ("shortest", "squash"):
+            raise UserError(
+                f"open_clip resize_mode {self.resize_mode}: not supported; use a model with shortest or squash"
+            )
+        if self.resize_mode == "shortest" and self.size[0] != self.size[1]:
+            raise UserError(f"open_clip image size {self.size}: not square; use a model that takes square images")
+        self.interpolation = _INTERPOLATION.get(preprocess["interpolation"], F.InterpolationMode.BICUBIC)
+        self.tokenizer = tokenizer
+        self.batch = batch
+        self.note = note
+        self.fingerprint = fingerprint(model, {"model": dict(config), "preprocess": preprocess})
+        self.model: Any = model.to(dtype)
+        self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess["std"]).view(3, 1, 1), persistent=False)
+        self.eval()
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def train(self, mode: bool = True) -> TextImageEncoder:
+        """Stays in eval mode, also inside a module that is being trained."""
+        return super().train(False)
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 to (N, 3, *size) in the encoder's dtype on its device, as open_clip's transform does.
+
+        Resized (the shorter side, then a centre crop; or squashed) with antialiased interpolation and rounded to uint8,
+        as an image library would; then scaled to [0, 1] and normalised.
+        """
+        pixels = frames.to(self.device).permute(0, 3, 1, 2)
+        target = list(self.size) if self.resize_mode == "squash" else [self.size[0]]
+        pixels = F.resize(pixels, target, self.interpolation, antialias=True)
+        pixels = F.center_crop(pixels, list(self.size)).to(torch.float32).div_(255.0)
+        return ((pixels - self.mean) / self.std).to(self.dtype)
+
+    @torch.no_grad()
+    def encode_images(self, frames: Tensor) -> Tensor:
+        """Unit vectors of frames.
+
+        Args:
+            frames: (N, H, W, 3) uint8, N ≥ 1, of any size.
+
+        Returns:
+            (N, D) float32.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+            raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
+        parts = [self.model.encode_image(self.preprocess(part)).float() for part in frames.split(self.batch)]
+        return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of sentences: P ≥ 1 of them to (P, D) float32. Longer ones than the model reads are cut off.
+
+        Raises:
+            ValueError: no sentence.
+        """
+        if not texts or isinstance(texts, str):
+            raise ValueError("texts must be a list of at least one sentence")
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        parts = [self.model.encode_text(part).float() for part in tokens.split(self.batch)]
+        return nn.functional.normalize(torch.cat(parts), dim=-1)

@@ -1,0 +1,135 @@
+"""The frame level's ψ: DINOv3's class token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+from transformers import DINOv3ViTModel
+
+from genreward_fast.encoders.fingerprint import fingerprint
+from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
+from genreward_fast.errors import UserError
+
+# What the weights trained on LVD-1689M expect (arXiv 2508.10104), as in the library's own image processor.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class ImageEncoder(nn.Module):
+    """DINOv3 (arXiv 2508.10104): single frames to the class token after the final norm.
+
+    Frozen: eval mode, no gradients.
+
+    Attributes:
+        vit: the library's model.
+        size: side in pixels to which frames are resized.
+        dim: length D of a feature.
+        fingerprint: sha256 over weights and configuration.
+        note: "" for trained weights, else what every output must say about them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, vit: DINOv3ViTModel, *, size: int, dtype: torch.dtype = torch.float32, batch: int = 256, note: str = ""
+    ) -> None:
+        """
+        Args:
+            vit: taken over, not copied: it is cast to `dtype`.
+            batch: frames per call at most.
+
+        Raises:
+            UserError: the model cannot take frames of this size.
+        """
+        super().__init__()
+        model: Any = vit
+        config = model.config
+        if size % config.patch_size or size < config.patch_size:
+            raise UserError(f"image size {size}: must be a positive multiple of the patch size {config.patch_size}")
+        self.size = size
+        self.dim: int = config.hidden_size
+        self.batch = batch
+        self.note = note
+        keys = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_register_tokens", "patch_size")
+        described = {key: getattr(config, key) for key in keys}
+        self.fingerprint = fingerprint(model, described | {"rope_theta": config.rope_theta, "size": size})
+        self.vit: Any = model.to(dtype)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.eval()
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vit.norm.weight.dtype
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Stays in eval mode, also inside a module that is being trained."""
+        return super().train(False)
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 to (N, 3, size, size) in the encoder's dtype on its device.
+
+        Rescaled to [0, 1], squashed to the square with antialiased bilinear interpolation, normalised with ImageNet's
+        mean and deviation: the order and the arithmetic of the library's `DINOv3ViTImageProcessor`.
+        """
+        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
+        if pixels.shape[-2:] != (self.size, self.size):
+            pixels = F.resize(pixels, [self.size, self.size], F.InterpolationMode.BILINEAR, antialias=True)
+        return ((pixels - self.mean) / self.std).to(self.dtype)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(N, 3, size, size) normalised to class tokens (N, D), in the encoder's dtype; one call, no split."""
+        return self.vit(pixel_values=pixels).pooler_output
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> Tensor:
+        """Features of frames.
+
+        Args:
+            frames: (N, H, W, 3) uint8, of any size.
+
+        Returns:
+            (N, D) float32.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames must be (N, H, W, 3) uint8, not {tuple(frames.shape)} {frames.dtype}")
+        if frames.shape[0] == 0:
+            return torch.empty(0, self.dim, device=self.device)
+        return torch.cat([self.encode(self.preprocess(part)).float() for part in frames.split(self.batch)])
+
+
+def read_dino(source: str, option: str = "--dino") -> DINOv3ViTModel:
+    """Loads DINOv3 in float32 on the CPU.
+
+    Args:
+        source: hub id, or folder, that holds config.json and safetensors.
+
+    Raises:
+        UserError: unreachable, missing, damaged, or another model.
+    """
+    folder = local_folder(source, ["config.json", "*.safetensors*"], option)
+    read_model_config(folder, "model_type", "dinov3_vit", option)
+    with loading("DINOv3", folder, option):
+        loaded: Any = DINOv3ViTModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            dtype=torch.float32,
+        )
+        vit, info = loaded
+        check_loading_info(info, folder, option)
+    return vit

@@ -1,0 +1,207 @@
+"""Which encoders a run uses, where their weights come from, and what must be said about them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from genreward_fast.encoders import architectures
+from genreward_fast.encoders.clip import TextImageEncoder
+from genreward_fast.encoders.clip_weights import read_clip
+from genreward_fast.encoders.image import ImageEncoder, read_dino
+from genreward_fast.encoders.video import VideoEncoder, default_dtype, read_vae
+from genreward_fast.errors import UserError
+
+UNTRAINED = "untrained encoders"
+RANDOM = "random weights"
+
+_ENCODERS = ("vae", "dino", "clip")
+_SOURCES: dict[str, dict[str, str]] = {
+    "paper": {
+        "vae": "zai-org/CogVideoX-5b-I2V",
+        "dino": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
+        "clip": "ViT-B-32/laion2b_s34b_b79k",
+    },
+    "tiny": {},
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoders of a run.
+
+    Attributes:
+        preset: `paper` (CogVideoX-5B-I2V's autoencoder, DINOv3 ViT-S/16+, OpenCLIP ViT-B-32) or `tiny` (the same
+            classes, small).
+        weights: `auto` is `pretrained` for paper and `untrained` for tiny. `pretrained` loads each encoder from its
+            source. `random` builds the preset's full-size architectures without loading anything, for benchmarks.
+            `untrained` is the tiny preset's seeded initial weights. Encoders whose path is given are loaded from it.
+        vae: hub id or local folder (with or without a subfolder vae) instead of the preset's autoencoder.
+        dino: hub id or local folder instead of the preset's DINOv3.
+        clip: hub id, local folder, checkpoint file or the library's NAME/TAG instead of the preset's OpenCLIP.
+        clip_frame_size: side in pixels of the clips' frames; None for the preset's (480 or 128).
+        clip_length: frames of a window's clip.
+        image_size: side in pixels at which single frames are encoded; None for the preset's (224 or 64).
+        seed: of untrained and random weights.
+
+    Raises:
+        UserError: unknown names, or settings that contradict each other.
+    """
+
+    preset: str = "paper"
+    weights: str = "auto"
+    vae: str | None = None
+    dino: str | None = None
+    clip: str | None = None
+    clip_frame_size: int | None = None
+    clip_length: int = 16
+    image_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in _SOURCES:
+            raise UserError(f"preset {self.preset!r}: no such preset; use one of: {', '.join(_SOURCES)}")
+        if self.weights not in ("auto", "pretrained", "random", "untrained"):
+            raise UserError(f"weights {self.weights!r}: use auto, pretrained, random or untrained")
+        if self.weights == "untrained" and self.preset != "tiny":
+            raise UserError("weights untrained: for the preset tiny only; use random to benchmark the full sizes")
+        given = [name for name in _ENCODERS if getattr(self, name) is not None]
+        if self.weights == "random" and given:
+            raise UserError(f"weights random: contradicts --{given[0]}; leave one of them out")
+        if self.clip_length < 1:
+            raise UserError(f"clip length {self.clip_length}: must be at least 1")
+
+    @property
+    def clip_size(self) -> int:
+        """Side in pixels of the square frames of a clip."""
+        return self.clip_frame_size or architectures.CLIP_SIZE[self.preset]
+
+    @property
+    def feature_size(self) -> int:
+        """Side in pixels of the square frames that become features."""
+        return self.image_size or architectures.FEATURE_SIZE[self.preset]
+
+    def source(self, encoder: str) -> str | None:
+        """Where the weights of `encoder` (vae, dino, clip) come from; None if they are built, not loaded.
+
+        Raises:
+            UserError: trained weights are asked for and there are none.
+        """
+        given: str | None = getattr(self, encoder)
+        if given is not None:
+            return given
+        if self.weights in ("random", "untrained") or (self.weights == "auto" and not _SOURCES[self.preset]):
+            return None
+        source = _SOURCES[self.preset].get(encoder)
+        if source is None:
+            raise UserError(f"preset {self.preset}: has no trained weights; pass them with --{encoder} PATH")
+        return source
+
+    def note_of(self, encoder: str) -> str:
+        """What every output made with `encoder` (vae, dino, clip) must say: "" if its weights are trained."""
+        if self.source(encoder) is not None:
+            return ""
+        return RANDOM if self.weights == "random" else UNTRAINED
+
+    @property
+    def note(self) -> str:
+        """What every output must say: "" if all three encoders have trained weights."""
+        return next((note for note in map(self.note_of, _ENCODERS) if note), "")
+
+
+def load_video_encoder(
+    config: EncoderConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> VideoEncoder:
+    """The video encoder of `config`; `dtype` None is bfloat16 on CUDA, float32 elsewhere.
+
+    Raises:
+        UserError: its weights cannot be reached or used.
+    """
+    source = config.source("vae")
+    vae = architectures.build_vae(config.preset, config.seed) if source is None else read_vae(source)
+    encoder = VideoEncoder(
+        vae,
+        size=config.clip_size,
+        clip_length=config.clip_length,
+        dtype=dtype or default_dtype(device),
+        note=config.note_of("vae"),
+    )
+    return encoder.to(device)
+
+
+def load_image_encoder(
+    config: EncoderConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> ImageEncoder:
+    """The image encoder of `config`; `dtype` None is bfloat16 on CUDA, float32 elsewhere.
+
+    Raises:
+        UserError: its weights cannot be reached or used.
+    """
+    source = config.source("dino")
+    vit = architectures.build_dino(config.preset, config.seed) if source is None else read_dino(source)
+    encoder = ImageEncoder(
+        vit, size=config.feature_size, dtype=dtype or default_dtype(device), note=config.note_of("dino")
+    )
+    return encoder.to(device)
+
+
+def load_text_image_encoder(
+    config: EncoderConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TextImageEncoder:
+    """The text and image encoder of `config`; `dtype` None is float32: it runs once a goal, and close scores decide.
+
+    Raises:
+        UserError: its weights cannot be reached or used.
+    """
+    source = config.source("clip")
+    if source is None:
+        model, tokenizer, model_config = architectures.build_clip(config.preset, config.seed)
+    else:
+        model, tokenizer, model_config = read_clip(source, architecture="ViT-B-32")
+    encoder = TextImageEncoder(
+        model, tokenizer, model_config, dtype=dtype or torch.float32, note=config.note_of("clip")
+    )
+    return encoder.to(device)
+
+
+class Encoders:
+    """The three encoders of a run, each loaded when it is first asked for.
+
+    Attributes:
+        config, device: as given.
+        note: what every output must say about the weights; "" if all are trained.
+    """
+
+    def __init__(self, config: EncoderConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.note = config.note
+
+    @functools.cached_property
+    def video(self) -> VideoEncoder:
+        return load_video_encoder(self.config, self.device)
+
+    @functools.cached_property
+    def image(self) -> ImageEncoder:
+        return load_image_encoder(self.config, self.device)
+
+    @functools.cached_property
+    def text_image(self) -> TextImageEncoder:
+        return load_text_image_encoder(self.config, self.device)
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the encoders loaded so far, under their names vae, dino and clip."""
+        loaded = {"vae": "video", "dino": "image", "clip": "text_image"}
+        return {name: vars(self)[key].fingerprint for name, key in loaded.items() if key in vars(self)}
+
+
+@functools.cache
+def _shared(config: EncoderConfig, device: str) -> Encoders:
+    return Encoders(config, device)
+
+
+def shared_encoders(config: EncoderConfig, device: torch.device | str = "cpu") -> Encoders:
+    """The one `Encoders` that this process has for a configuration and a device, so that nothing is loaded twice."""
+    return _shared(config, str(torch.device(device)))

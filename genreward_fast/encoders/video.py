@@ -1,0 +1,156 @@
+"""The video level's ψ: the encoder of the video diffusion model's autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor, nn
+
+from genreward_fast.encoders.fingerprint import fingerprint
+from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
+from genreward_fast.errors import UserError
+
+_MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 on CUDA, float32 elsewhere."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
+class VideoEncoder(nn.Module):
+    """CogVideoX's causal video autoencoder (arXiv 2408.06072), encoder half: clips to latent means.
+
+    The decoder is dropped. Frozen: eval mode, no gradients.
+
+    Attributes:
+        vae: the library's model, its `decoder` None.
+        size: side in pixels of the frames it takes.
+        clip_length: frames of a window's clip (K).
+        channels: latent channels C.
+        fingerprint: sha256 over weights and configuration.
+        note: "" for trained weights, else what every output must say about them.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLCogVideoX,
+        *,
+        size: int,
+        clip_length: int = 16,
+        dtype: torch.dtype = torch.float32,
+        note: str = "",
+    ) -> None:
+        """
+        Args:
+            vae: taken over, not copied: it loses its decoder and is cast to `dtype`.
+
+        Raises:
+            UserError: the autoencoder cannot take frames of this size.
+        """
+        super().__init__()
+        model: Any = vae  # the library gives its attributes to type checkers as unknown
+        config = model.config
+        self.spatial = 2 ** (len(config.block_out_channels) - 1)
+        if size % self.spatial or size < self.spatial:
+            raise UserError(f"clip size {size}: must be a positive multiple of {self.spatial} for this video encoder")
+        model.decoder = None
+        model.post_quant_conv = None
+        self.size = size
+        self.clip_length = clip_length
+        self.channels: int = config.latent_channels
+        self.width: int = config.block_out_channels[0]
+        self.note = note
+        keys = ("act_fn", "norm_eps", "norm_num_groups", "temporal_compression_ratio")
+        self.fingerprint = fingerprint(model, {key: config[key] for key in keys} | {"size": size})
+        self.vae: Any = nn.Module.to(model, dtype)  # the library's own `to` warns without a reason
+        self.eval()
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.encoder.conv_in.conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vae.encoder.conv_in.conv.weight.dtype
+
+    def latent_shape(self, length: int) -> tuple[int, int, int, int]:
+        """(C, T', H', W') of the latent of `length` frames."""
+        side = self.size // self.spatial
+        return self.channels, -(-length // int(self.vae.config.temporal_compression_ratio)), side, side
+
+    def train(self, mode: bool = True) -> VideoEncoder:
+        """Stays in eval mode, also inside a module that is being trained."""
+        return super().train(False)
+
+    def max_batch(self, length: int) -> int:
+        """How many clips of `length` frames one call may hold: 4 for 16 frames at 480 pixels and 128 channels."""
+        per_clip = self.width * (length + 2) * (self.size + 2) ** 2
+        return max(1, _MAX_ELEMENTS // per_clip)
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in the encoder's dtype on its device, scaled to [-1, 1]."""
+        pixels = frames.to(self.device).permute(0, 4, 1, 2, 3)
+        return pixels.to(torch.float32).div_(127.5).sub_(1.0).to(self.dtype)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""
+        return self.vae.encode(pixels).latent_dist.mode()
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> Tensor:
+        """Latent means of clips.
+
+        Args:
+            frames: (B, T, size, size, 3) uint8, T a multiple of 4, or one more.
+
+        Returns:
+            (B, C, T', size/8, size/8) float32, T' = ceil(T / 4), without the diffusion model's scaling factor.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        ratio = int(self.vae.config.temporal_compression_ratio)
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2:] != (self.size, self.size, 3):
+            raise ValueError(
+                f"clips must be (B, T, {self.size}, {self.size}, 3) uint8, not {tuple(frames.shape)} {frames.dtype}"
+            )
+        if frames.shape[1] < 1 or frames.shape[1] % ratio > 1:
+            raise ValueError(f"a clip must have {ratio}n or {ratio}n + 1 frames, not {frames.shape[1]}")
+        if frames.shape[0] == 0:
+            return torch.empty(0, *self.latent_shape(frames.shape[1]), device=self.device)
+        if self.device.type == "cpu" and frames.shape[0] == 1 and self.width <= 16:
+            # A lone narrow clip falls below the size from which PyTorch uses oneDNN's 3D convolutions; two clips
+            # take less than half the time that one takes without them.
+            return self.encode(self.preprocess(frames).expand(2, -1, -1, -1, -1))[:1].float()
+        parts = frames.split(self.max_batch(frames.shape[1]))
+        return torch.cat([self.encode(self.preprocess(part)).float() for part in parts])
+
+
+def read_vae(source: str, option: str = "--vae") -> AutoencoderKLCogVideoX:
+    """Loads the whole autoencoder (decoder too) in float32 on the CPU.
+
+    Args:
+        source: hub id, or folder, that holds config.json and safetensors, itself or in its subfolder `vae`.
+
+    Raises:
+        UserError: unreachable, missing, damaged, or another model.
+    """
+    folder = local_folder(source, ["vae/config.json", "vae/*.safetensors*", "config.json"], option)
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    read_model_config(folder, "_class_name", "AutoencoderKLCogVideoX", option)
+    with loading("a CogVideoX autoencoder", folder, option):
+        vae, info = AutoencoderKLCogVideoX.from_pretrained(
+            folder,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+        check_loading_info(info, folder, option)
+    return vae

@@ -1,0 +1,57 @@
+"""What an environment is made from. Importing this loads neither MuJoCo nor Meta-World."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from genreward_fast.envs.tasks import canonical
+from genreward_fast.errors import UserError
+
+CAMERAS: tuple[str, ...] = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+"""The cameras that every Meta-World model has."""
+
+Rendering = Literal["fast", "quality"]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """A Meta-World environment.
+
+    Attributes:
+        task: any of the names that `tasks.canonical` accepts; held as the canonical one.
+        camera: one of `CAMERAS`.
+        episode_length: simulator actions in an episode, counting every repeat: an episode has
+            `episode_length / action_repeat` steps, and one row more.
+        action_repeat: how often each action is applied; rewards add up, and success at any of them counts.
+        rendering: "fast" has no shadows, reflections or multisampling; "quality" has all of Meta-World's. Pixels
+            differ, so training, goals and evaluation must share one setting.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    task: str
+    camera: str = "corner"
+    episode_length: int = 256
+    action_repeat: int = 1
+    rendering: Rendering = "fast"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", canonical(self.task))
+        if self.camera not in CAMERAS:
+            raise UserError(f"camera {self.camera!r}: choose one of {', '.join(CAMERAS)}")
+        if self.rendering not in ("fast", "quality"):
+            raise UserError(f"rendering {self.rendering!r}: choose 'fast' or 'quality'")
+        if self.action_repeat < 1:
+            raise UserError(f"action_repeat {self.action_repeat}: must be at least 1")
+        if self.episode_length < 1 or self.episode_length % self.action_repeat:
+            raise UserError(
+                f"episode_length {self.episode_length}: must be positive and a multiple of action_repeat "
+                f"({self.action_repeat})"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps in an episode."""
+        return self.episode_length // self.action_repeat

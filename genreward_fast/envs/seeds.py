@@ -1,0 +1,25 @@
+"""Seeds of episodes: different for every run, split, environment and episode, and the same when a run is repeated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "eval"]
+_SPLITS: dict[str, int] = {"train": 0, "eval": 1}
+
+
+def episode_seed(seed: int, split: Split, env: int, episode: int) -> int:
+    """The seed, 64 bits, of an episode.
+
+    Args:
+        seed: the run's.
+        split: "train" or "eval".
+        env: the environment's number.
+        episode: how many episodes this environment has started before.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
+    sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS[split], env, episode))
+    return int(sequence.generate_state(1, np.uint64)[0])

@@ -1,0 +1,176 @@
+"""The frame level: a forward-backward representation of the agent's experience, scored at one goal frame."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genreward_fast.errors import UserError
+from genreward_fast.kernels.fb_score import FoldedScore, fb_score, fold
+from genreward_fast.rewards.config import FBConfig
+from genreward_fast.rewards.fb_losses import orthonormality_loss, successor_loss
+from genreward_fast.rewards.fb_networks import BackwardNet, ForwardNet, scaled_to_sphere
+from genreward_fast.types import Batch
+
+
+class ForwardBackward(nn.Module):
+    """Learns F_k(s, a, z)·B(s′) ≈ Σ_t γᵗ P(s_{t+1} = s′ | s, a) / ρ(s′), and scores (s, a) by it at a goal.
+
+    The actions are those of the replay (a′ is the next row's), so the measure is that of the behaviour that filled it,
+    and ρ is the replay's distribution of states. States enter as features ψ(s) of one frozen encoder.
+
+    After Touati & Ollivier (2021). Random draws come from a generator of its own; `update` never waits for the device.
+
+    Attributes:
+        goal: (D,) float32, ψ(g).
+        mean, deviation: 0-d, of the raw score over the rows that `freeze` was given; 0 and 1 before.
+        frozen: whether learning is over.
+    """
+
+    goal: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: FBConfig, goal: Tensor, action_size: int, device: torch.device | str, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.action_size = action_size
+        self.feature_dim = goal.shape[-1]
+        sizes = {"feature_dim": self.feature_dim, "z_dim": config.z_dim, "hidden": config.hidden}
+        weights = torch.Generator().manual_seed(seed)  # on the CPU: the same weights on every device
+        self.forward_net = ForwardNet(action_size=action_size, heads=config.heads, generator=weights, **sizes)
+        self.backward_net = BackwardNet(generator=weights, **sizes)
+        self.forward_target = copy.deepcopy(self.forward_net).requires_grad_(False)
+        self.backward_target = copy.deepcopy(self.backward_net).requires_grad_(False)
+        self.register_buffer("goal", goal.detach().float().reshape(-1).clone())
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("deviation", torch.ones(()))
+        self.to(device)
+        self.frozen = False
+        self.generator = torch.Generator(device=self.goal.device).manual_seed(seed)
+        self._online: list[Tensor] = [*self.forward_net.parameters(), *self.backward_net.parameters()]
+        self._target: list[Tensor] = [*self.forward_target.parameters(), *self.backward_target.parameters()]
+        # On CUDA the step counter lives on the device, so that an update can be captured in a CUDA graph.
+        cuda = self.goal.is_cuda
+        self._optimizer = torch.optim.Adam(self._online, lr=config.lr, fused=cuda, capturable=cuda)
+        self._folded: FoldedScore | None = None
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of learning on pairs of consecutive rows.
+
+        Args:
+            batch: T = 2; row 0 is (s, a), row 1 is (s′, a′). Pairs whose second row begins an episode are left out.
+
+        Returns:
+            0-d metrics on the device, without gradient.
+        """
+        if self.frozen:
+            raise RuntimeError("a frozen forward-backward representation does not learn")
+        feature, action, is_first, is_terminal = self._pairs(batch)
+        weight = (~is_first[:, 1]).float()
+        discount = self.config.gamma * (~is_terminal[:, 1]).float()
+        with torch.no_grad():
+            z = self.sample_z(feature[:, 1])
+            target_forward = self.forward_target(feature[:, 1], action[:, 1], z)
+            target_backward = self.backward_target(feature[:, 1])
+        forward = self.forward_net(feature[:, 0], action[:, 0], z)
+        backward = self.backward_net(feature[:, 1])
+        measure_loss, metrics = successor_loss(
+            forward, backward, target_forward, target_backward, discount, self.config.reduce, weight
+        )
+        ortho_loss, ortho_metrics = orthonormality_loss(backward)
+        loss = measure_loss + self.config.ortho * ortho_loss
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._target, self._online, self.config.tau)
+        self._folded = None
+        return {"fb/loss": loss.detach(), **metrics, **ortho_metrics}
+
+    def sample_z(self, frames: Tensor) -> Tensor:
+        """Goal vectors for n rows: (n, D) features, to (n, d) of norm √d, each with probability `mix` B of a frame.
+
+        The frames are the given ones in another order, a share `goal_mix` of them replaced by the goal.
+        """
+        rows, device = frames.shape[0], frames.device
+        gaussian = torch.randn(rows, self.config.z_dim, generator=self.generator, device=device)
+        order = torch.randperm(rows, generator=self.generator, device=device)
+        draw = torch.rand(rows, 2, generator=self.generator, device=device)
+        shown = torch.where(draw[:, :1] < self.config.goal_mix, self.goal, frames[order])
+        return torch.where(draw[:, 1:] < self.config.mix, self.backward_net(shown), scaled_to_sphere(gaussian))
+
+    @torch.no_grad()
+    def score(self, feature: Tensor, action: Tensor) -> Tensor:
+        """Raw r_FB = reduce_k F_k(s, a, z_g)·B(g) with z_g = B(g): (M, D), (M, A) to (M,) float32."""
+        if self._folded is None:
+            z = self.backward_net(self.goal)
+            self._folded = fold(self.forward_net, z, z)
+        return fb_score(feature.float(), action.float(), self._folded, reduce=self.config.reduce)
+
+    def standardised(self, raw: Tensor) -> Tensor:
+        """Raw scores to mean 0 and deviation 1 over the rows that `freeze` was given."""
+        return (raw - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def freeze(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Ends learning; measures mean and deviation of the raw score over all rows of `batches` with an action.
+
+        Raises:
+            UserError: there is no such row.
+        """
+        scores = []
+        for batch in batches:
+            feature, action, _, _ = self._pairs(batch)
+            taken = ~batch.is_last.to(self.goal.device)
+            scores.append(self.score(feature[taken], action[taken]))
+        if sum(len(score) for score in scores) == 0:
+            raise UserError("the FB reward cannot be frozen without experience: raise --fb-steps above the prefill")
+        values = torch.cat(scores).double()
+        mean = values.mean()
+        # Scores that are all alike stay near 0 instead of being blown up to noise.
+        deviation = values.std(correction=0).clamp(min=1e-6 * (1 + mean.abs()))
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+        self.frozen = True
+        self.requires_grad_(False)
+        return {"fb/raw_mean": self.mean.clone(), "fb/raw_deviation": self.deviation.clone()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds besides parameters and buffers."""
+        return {
+            "optimizer": self._optimizer.state_dict()["state"],
+            "generator": self.generator.get_state(),
+            "frozen": self.frozen,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        # The groups hold this device's settings, not those of the device that the state was saved on.
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        saved = state["generator"].cpu()
+        if saved.shape == self.generator.get_state().shape:  # a GPU's random state means nothing to a CPU
+            self.generator.set_state(saved)
+        self.frozen = state["frozen"]
+        self.requires_grad_(False)
+        if not self.frozen:
+            self.forward_net.requires_grad_(True)
+            self.backward_net.requires_grad_(True)
+        self._folded = None
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features, actions and flags of a batch on this module's device, in float32."""
+        if batch.feature is None or batch.feature.shape[1:] != (2, self.feature_dim):
+            shape = None if batch.feature is None else tuple(batch.feature.shape)
+            raise ValueError(f"FB learns from features (B, 2, {self.feature_dim}), not {shape}")
+        device = self.goal.device
+        return (
+            batch.feature.to(device, torch.float32),
+            batch.action.to(device, torch.float32),
+            batch.is_first.to(device),
+            batch.is_terminal.to(device),
+        )

@@ -1,0 +1,67 @@
+"""The rewards by name. A new one is one file beside this one, and one line in `REWARDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from genreward_fast.errors import UserError
+from genreward_fast.rewards.base import RewardModel
+from genreward_fast.rewards.config import RewardConfig
+from genreward_fast.rewards.genreward import GenReward
+from genreward_fast.rewards.none import NoReward
+
+if TYPE_CHECKING:  # their libraries take seconds to import
+    from genreward_fast.encoders.presets import Encoders
+    from genreward_fast.goals.goal import Goal
+
+Builder = Callable[["RewardConfig", "Goal | None", "Encoders | None", int, "torch.device | str", int], RewardModel]
+
+
+def _genreward(
+    config: RewardConfig,
+    goal: Goal | None,
+    encoders: Encoders | None,
+    action_size: int,
+    device: torch.device | str,
+    seed: int,
+) -> RewardModel:
+    if goal is None:
+        raise UserError("--reward genreward needs a goal: name its folder with --goal (genreward goal makes one)")
+    if encoders is None:
+        raise ValueError("genreward needs encoders")
+    return GenReward(
+        goal,
+        config=config,
+        video_encoder=encoders.video if config.use_video else None,
+        image_encoder=encoders.image if config.use_fb else None,
+        action_size=action_size,
+        device=device,
+        seed=seed,
+    )
+
+
+REWARDS: dict[str, Builder] = {
+    "genreward": _genreward,
+    "none": lambda *_: NoReward(),
+}
+
+
+def make_reward(
+    config: RewardConfig,
+    goal: Goal | None,
+    encoders: Encoders | None,
+    action_size: int,
+    device: torch.device | str,
+    seed: int = 0,
+) -> RewardModel:
+    """The reward that `config.name` names. Only the encoders that it needs are loaded.
+
+    Raises:
+        UserError: there is no reward of that name, or it needs a goal and none is given.
+    """
+    if config.name not in REWARDS:
+        raise UserError(f"--reward {config.name}: unknown; use one of {', '.join(sorted(REWARDS))}")
+    return REWARDS[config.name](config, goal, encoders, action_size, device, seed)

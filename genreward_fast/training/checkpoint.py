@@ -1,0 +1,57 @@
+"""The checkpoint file: written whole or not at all, read without unpickling objects."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genreward_fast.errors import UserError
+from genreward_fast.files import atomic_path
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Writes `folder/checkpoint.pt` to a temporary name and renames it."""
+    with atomic_path(folder / NAME) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads `folder/checkpoint.pt` with `weights_only=True`.
+
+    Raises:
+        UserError: it is missing, cut off, damaged, or of another format.
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        raise UserError(f"{path}: no checkpoint there; name the folder of a run (--out of genreward train)")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for damaged files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: damaged, cannot be read ({reason[:120]}); restore it from a copy or start anew"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this version (format {FORMAT})")
+    return state
+
+
+class RunLock:
+    """Keeps two processes from training in one folder; the system releases it when the process ends, however it ends."""
+
+    def __init__(self, folder: Path):
+        self._file = open(folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(f"{folder}: another process is training in this folder; wait for it or use --out") from None
+
+    def close(self) -> None:
+        self._file.close()

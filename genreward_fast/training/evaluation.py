@@ -1,0 +1,113 @@
+"""Running a policy in environments whose seeds training never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genreward_fast.agent.agent import Agent
+from genreward_fast.envs.env_config import EnvConfig
+from genreward_fast.envs.vector import VectorEnv
+from genreward_fast.goals.video_io import write_video
+from genreward_fast.training.statistics import wilson_interval
+
+AGENT_SIZE = 64
+VIDEO_SIZE = 256
+VIDEO_FPS = 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `episodes` complete episodes gave.
+
+    Attributes:
+        episodes: how many.
+        return_mean, return_std: of the environment's dense return (standard deviation over episodes).
+        success: fraction of episodes with a success at any step.
+        success_low, success_high: 95% Wilson interval of it.
+        length_mean: environment steps in an episode.
+        returns, successes: one entry an episode.
+    """
+
+    episodes: int
+    return_mean: float
+    return_std: float
+    success: float
+    success_low: float
+    success_high: float
+    length_mean: float
+    returns: list[float]
+    successes: list[bool]
+
+    def scalars(self) -> dict[str, float]:
+        """The single numbers, for logs."""
+        return {name: float(value) for name, value in asdict(self).items() if not isinstance(value, list)}
+
+
+def evaluate(
+    agent: Agent,
+    config: EnvConfig,
+    *,
+    episodes: int,
+    envs: int,
+    seed: int,
+    video: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Runs whole episodes with the agent's mean action, a fixed number in each of `envs` workers.
+
+    The same seed gives the same episodes. An episode whose worker died is run again.
+
+    Args:
+        video: where the first episode is written as an mp4, if anywhere.
+        stop: asked on every step; once it says true the evaluation ends without a result.
+    """
+    envs = min(envs, episodes)
+    quota = [episodes // envs + (env < episodes % envs) for env in range(envs)]
+    sizes = (AGENT_SIZE, VIDEO_SIZE) if video else (AGENT_SIZE,)
+    finished: list[list[tuple[float, bool, int]]] = [[] for _ in range(envs)]
+    returns, success, lengths = np.zeros(envs), np.zeros(envs, bool), np.zeros(envs, int)
+    recorded: list[Tensor] = []
+    with VectorEnv(config, envs, seed=seed, split="eval", sizes=sizes, sizes_at=lambda row: sizes) as workers:
+        step, carry = workers.reset(), agent.initial(envs)
+        while True:
+            first = step.is_first.numpy()
+            returns = np.where(first, 0.0, returns + step.reward.numpy())
+            success = np.where(first, False, success | step.success.numpy())
+            lengths = np.where(first, 0, lengths + 1)
+            if video and not finished[0]:
+                if first[0]:
+                    recorded.clear()
+                recorded.append(step.frames[VIDEO_SIZE][0].clone())
+            for env in np.flatnonzero(step.is_last.numpy()):
+                finished[env].append((float(returns[env]), bool(success[env]), int(lengths[env])))
+            if all(len(done) >= wanted for done, wanted in zip(finished, quota)):
+                break
+            if stop():
+                return None
+            action, carry, _ = agent.act(
+                step.frames[AGENT_SIZE].to(agent.device), step.is_first.to(agent.device), carry, mode="mean"
+            )
+            step = workers.step(action.cpu())
+    if video:
+        write_video(video, torch.stack(recorded), VIDEO_FPS)
+    rows = [row for done, wanted in zip(finished, quota) for row in done[:wanted]]
+    totals = [row[0] for row in rows]
+    successes = [row[1] for row in rows]
+    low, high = wilson_interval(sum(successes), len(rows))
+    return Evaluation(
+        episodes=len(rows),
+        return_mean=float(np.mean(totals)),
+        return_std=float(np.std(totals)),
+        success=float(np.mean(successes)),
+        success_low=low,
+        success_high=high,
+        length_mean=float(np.mean([row[2] for row in rows])) * config.action_repeat,
+        returns=totals,
+        successes=successes,
+    )

@@ -1,0 +1,39 @@
+"""Running means of what the updates report, kept on the device until somebody reads them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """Sums of 0-d tensors by name. Adding costs no host synchronisation; `read` is the one place that does."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading, then starts anew. Values that are not finite stay as they are."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        values = torch.stack([self._sums[name] / self._counts[name] for name in names]).tolist()
+        self._sums.clear()
+        self._counts.clear()
+        return dict(zip(names, values))
+
+
+def first_not_finite(values: dict[str, float]) -> str | None:
+    """The name of the first value that is NaN or infinite; single losses are looked at before their sum."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    losses = [name for name in bad if "loss" in name and not name.endswith("total")]
+    return (losses or bad or [None])[0]

@@ -1,0 +1,186 @@
+"""One tick of all environments: encode, act, store, score the windows that closed, step."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genreward_fast.agent.agent import Agent
+from genreward_fast.envs.vector import VectorEnv
+from genreward_fast.rewards.base import RewardModel, total
+from genreward_fast.rewards.windows import ClosedWindows, WindowCollector
+from genreward_fast.training.metrics import Meters
+from genreward_fast.training.pending import PendingRewards
+from genreward_fast.training.replay import Replay
+from genreward_fast.types import EnvStep
+
+AGENT_SIZE = 64
+
+
+class NotFinite(Exception):
+    """The agent's action is NaN or infinite."""
+
+
+class Rollout:
+    """The environments' side of training.
+
+    A tick is `begin` (store the row that arrived, choose the actions, send them off) and `finish` (wait for the next
+    row); what the caller does between the two overlaps with the simulators.
+
+    Attributes:
+        env_steps: actions taken so far, summed over the environments, counting action repeats.
+        episodes: (return, success, length) of the last 100 complete episodes.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        agent: Agent,
+        reward: RewardModel,
+        replay: Replay,
+        *,
+        env_reward: str,
+        action_repeat: int,
+        release_delay: int,
+        seed: int,
+    ):
+        self.envs, self.agent, self.reward, self.replay = envs, agent, reward, replay
+        self.env_reward, self.action_repeat = env_reward, action_repeat
+        self.env_steps = 0
+        self.episode_count = 0
+        self.discarded_episodes = 0
+        self.episodes: deque[tuple[float, bool, int]] = deque(maxlen=100)
+        self.meters = Meters()
+        self.generator = torch.Generator().manual_seed(seed)  # of the random actions during prefill
+        self._windows = WindowCollector(reward.frames, envs.num_envs, agent.action_size, agent.device)
+        self._episode_start = np.zeros(envs.num_envs, np.int64)  # replay row of the open episode's first row
+        self._action: Tensor | None = None  # what was sent to the environments last
+        self._pending = PendingRewards(release_delay)
+        self._returns = np.zeros(envs.num_envs)
+        self._successes = np.zeros(envs.num_envs, bool)
+        self._lengths = np.zeros(envs.num_envs, int)
+        self._carry = agent.initial(envs.num_envs)
+        self._step: EnvStep = envs.reset()
+
+    def begin(self, *, random: bool) -> list[tuple[float, bool, int]]:
+        """Stores the rows that have arrived and sends the next actions; the episodes that ended with these rows.
+
+        Args:
+            random: uniformly random actions instead of the agent's.
+
+        Raises:
+            NotFinite: the agent chose an action that is NaN or infinite.
+        """
+        step, device = self._step, self.agent.device
+        self._discard(step)
+        closed = self._close_windows(step)
+        image = step.frames[AGENT_SIZE].to(device)
+        feature = self._observe(step)
+        action, self._carry, latents = self.agent.act(image, step.is_first.to(device), self._carry)
+        if random:
+            action = (torch.rand(action.shape, generator=self.generator) * 2 - 1).to(device)
+            self._carry = replace(self._carry, action=action)
+        on_host = action.cpu()
+        if not on_host.isfinite().all():
+            raise NotFinite("the policy's action is not finite")
+        self.envs.send(on_host)
+        self._action = action
+
+        rows = self.replay.append(
+            image=image,
+            action=action,
+            reward=self._env_reward(step),
+            is_first=step.is_first,
+            is_last=step.is_last,
+            is_terminal=step.is_terminal,
+            feature=feature,
+            latents=latents,
+        )
+        first = step.is_first.numpy()
+        self._episode_start = np.where(first, rows, self._episode_start)
+        self.env_steps += int((~first).sum()) * self.action_repeat
+        self._schedule(step, rows, closed)
+        return self._count_episodes(step)
+
+    def finish(self) -> None:
+        """Waits for the environments, and releases the rows that are due."""
+        self._step = self.envs.receive()
+        for envs, starts, upto, values in self._pending.pop_due(self.env_steps):
+            if values is not None:
+                self.replay.relabel(envs, starts, values)
+            self.replay.release(envs, upto)
+
+    def _env_reward(self, step: EnvStep) -> Tensor:
+        if self.env_reward == "dense":
+            return step.reward
+        if self.env_reward == "sparse":
+            return step.success.float()
+        return torch.zeros_like(step.reward)
+
+    def _discard(self, step: EnvStep) -> None:
+        for env in np.flatnonzero(step.discarded.numpy()):
+            first = int(self._episode_start[env])
+            self._pending.drop(int(env), first)
+            self.replay.rollback(int(env), first)
+            self.discarded_episodes += 1
+
+    def _close_windows(self, step: EnvStep) -> list[ClosedWindows]:
+        """Completes the rows that led here, and begins episodes; the windows that are complete now."""
+        first = step.is_first.numpy()
+        moved, begun = np.flatnonzero(~first), np.flatnonzero(first)
+        closed = []
+        if len(moved):
+            assert self._action is not None  # every environment's first row is a reset
+            index = torch.from_numpy(moved)
+            action = self._action[index.to(self._action.device)]
+            closed = self._windows.complete(moved, action, self._env_reward(step)[index])
+        self._windows.begin(begun)
+        return closed
+
+    def _observe(self, step: EnvStep) -> Tensor | None:
+        """Shows the frames that arrived to the reward; (N, D) features, if it wants any."""
+        spec, device = self.reward.frames, self.agent.device
+        everyone = np.arange(len(step.row))
+        feature = None
+        if spec.feature_size:
+            feature = self.reward.features(step.frames[spec.feature_size].to(device))
+            self._windows.observe_features(everyone, feature)
+        going_on = np.flatnonzero(~step.is_last.numpy())  # nothing is done on seeing an episode's last frame
+        _, for_clips = self._windows.wanted(going_on)
+        if len(for_clips):
+            frames = step.frames[spec.clip_size][torch.from_numpy(for_clips)]
+            self._windows.observe_clip_frames(for_clips, frames.to(device))
+        return feature
+
+    def _schedule(self, step: EnvStep, rows: np.ndarray, closed: list[ClosedWindows]) -> None:
+        """Scores the windows that closed, and schedules the rows whose reward is complete with them."""
+        if not self.reward.frames.window:
+            self.replay.release(np.arange(len(rows)), rows + 1)
+            return
+        for group in closed:
+            parts = self.reward.parts(group.window)
+            self.meters.add({f"reward/{name}": value.mean() for name, value in parts.items()})
+            last = rows[group.envs]
+            first = last - self.reward.frames.window + 1
+            self._pending.add(self.env_steps, group.envs, first, last + 1, total(parts))
+        ended = np.flatnonzero(step.is_last.numpy())
+        if len(ended):  # rows behind the last complete window get no generated reward
+            self._pending.add(self.env_steps, ended, rows[ended], rows[ended] + 1, None)
+
+    def _count_episodes(self, step: EnvStep) -> list[tuple[float, bool, int]]:
+        first = step.is_first.numpy()
+        self._returns = np.where(first, 0.0, self._returns + step.reward.numpy())
+        self._successes = np.where(first, False, self._successes | step.success.numpy())
+        self._lengths = np.where(first, 0, self._lengths + self.action_repeat)
+        self.meters.add({"env/dense_reward": step.reward.mean(), "env/success": step.success.float().mean()})
+        ended = [
+            (float(self._returns[env]), bool(self._successes[env]), int(self._lengths[env]))
+            for env in np.flatnonzero(step.is_last.numpy())
+        ]
+        self.episodes.extend(ended)
+        self.episode_count += len(ended)
+        return ended

@@ -1,0 +1,116 @@
+"""Everything that determines a run, as frozen dataclasses, and its file in the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cattrs
+
+from genreward_fast.agent.config import AgentConfig
+from genreward_fast.encoders.presets import EncoderConfig
+from genreward_fast.envs.env_config import EnvConfig
+from genreward_fast.errors import UserError
+from genreward_fast.files import read_json, write_json
+from genreward_fast.rewards.config import RewardConfig
+
+ENV_REWARDS = ("dense", "sparse", "none")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop's own settings.
+
+    Attributes:
+        steps: environment steps (actions taken, summed over the environments) at which the run ends.
+        envs: parallel environments, one worker process each.
+        seed: of everything that is drawn; evaluation has seeds of its own.
+        device: where the agent, the encoders and the replay live: "auto", "cpu", "cuda" or "cuda:N".
+        env_reward: what the environment pays: its "dense" reward, 1 on success ("sparse"), or "none".
+        prefill: environment steps with uniformly random actions before the agent acts and learns.
+        train_ratio: rows replayed per environment step; updates per step are train_ratio / (batch · length).
+        replay_capacity: rows kept.
+        release_delay: environment steps between the end of a window and its rows becoming sampleable. It is fixed, so
+            that encoding beside the updates changes no number.
+        eval_every: environment steps between evaluations; 0 for one at the end only.
+        eval_episodes: episodes in an evaluation.
+        log_every: agent updates between two readings of the metrics.
+        checkpoint_minutes: minutes between checkpoints (0: after every tick of the environments, for tests).
+    """
+
+    steps: int = 1_000_000
+    envs: int = 16
+    seed: int = 0
+    device: str = "auto"
+    env_reward: str = "dense"
+    prefill: int = 5000
+    train_ratio: float = 512.0
+    replay_capacity: int = 1_000_000
+    release_delay: int = 256
+    eval_every: int = 10_000
+    eval_episodes: int = 10
+    log_every: int = 50
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in [("steps", 1), ("envs", 1), ("eval_episodes", 1), ("log_every", 1), ("replay_capacity", 1)]:
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+        for name in ("seed", "prefill", "release_delay", "eval_every", "checkpoint_minutes"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
+        if not 0 < self.train_ratio < float("inf"):
+            raise UserError(f"--train-ratio must be a positive number, not {self.train_ratio}")
+        if self.env_reward not in ENV_REWARDS:
+            raise UserError(f"--env-reward must be one of {', '.join(ENV_REWARDS)}, not {self.env_reward!r}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run, resolved: preset and flags are already merged. Saved as `config.json`."""
+
+    preset: str
+    env: EnvConfig
+    agent: AgentConfig
+    reward: RewardConfig
+    encoders: EncoderConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Checks what concerns several rooms at once."""
+        frames = self.env.steps
+        if self.reward.name != "none" and self.reward.window > frames:
+            raise UserError(
+                f"--window {self.reward.window} is longer than an episode of {frames} steps: no window would ever "
+                f"close; lower --window or raise --episode-length"
+            )
+        if self.reward.name == "none" and self.train.env_reward == "none":
+            raise UserError("--reward none together with --env-reward none leaves nothing to learn from; change one")
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @staticmethod
+    def load(path: str | Path) -> RunConfig:
+        """Reads `config.json` strictly: unknown or missing fields are refused.
+
+        Raises:
+            UserError: the file is missing, damaged, or of another version.
+        """
+        return structure(read_json(path), RunConfig, str(path))
+
+
+def structure(value: Any, kind: type, name: str) -> Any:
+    """`value` out of JSON as the dataclass `kind`; unknown fields are errors, missing ones take their defaults.
+
+    Raises:
+        UserError: names the file and the first field that does not fit.
+    """
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    try:
+        return converter.structure(value, kind)
+    except cattrs.BaseValidationError as error:
+        reason = cattrs.transform_error(error)[0]
+        raise UserError(f"{name}: not a {kind.__name__} of this version: {reason}") from None

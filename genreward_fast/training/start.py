@@ -1,0 +1,157 @@
+"""What the commands train, eval and goal do, from resolved settings on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from genreward_fast.encoders.presets import Encoders
+from genreward_fast.errors import UserError
+from genreward_fast.goals.expert_goal import goal_from_expert
+from genreward_fast.goals.goal import Goal
+from genreward_fast.training.device import describe_device, resolve_device
+from genreward_fast.training.evaluation import Evaluation, evaluate
+from genreward_fast.training.policy import load_agent
+from genreward_fast.training.run_folder import RunFolder
+from genreward_fast.training.settings import RunConfig
+from genreward_fast.training.summary import Summary
+from genreward_fast.training.trainer import Trainer
+
+ENGINES = ("auto", "torch")
+
+
+def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, engine: str) -> Summary:
+    """Trains in the folder `out` and returns the summary.
+
+    Everything that can be wrong with the input is looked at before the first file is written.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: a signal stopped the run, after a checkpoint.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine}: not available here; use one of {', '.join(ENGINES)}")
+    device = resolve_device(config.train.device)
+    folder = RunFolder(out)
+    if resume:
+        if goal is not None:
+            raise UserError("--goal together with --resume: a run keeps the goal it was started with; leave it out")
+        the_goal = Goal.load(folder.goal) if config.reward.name != "none" else None
+        config.save(folder.config)
+    else:
+        the_goal = Goal.load(goal) if goal is not None else None
+        folder.create()
+        if the_goal is None and config.reward.name != "none":
+            say(f"no --goal: making one from the scripted expert of {config.env.task}")
+            encoders = Encoders(config.encoders, device)
+            the_goal = goal_from_expert(
+                config.env.task,
+                encoders,
+                seed=config.train.seed,
+                camera=config.env.camera,
+                rendering=config.env.rendering,
+                select=frame_choice("auto", encoders),
+            )
+        if the_goal is not None:
+            the_goal.save(folder.goal)
+        config.save(folder.config)
+    with Trainer(config, out, the_goal, resume=resume) as trainer:
+        say(f"{'resuming' if resume else 'training'} {config.env.task} on {describe_device(device)}, in {out}")
+        for note in trainer.notes:
+            say(f"note: {note}")
+        return trainer.run()
+
+
+def evaluate_run(
+    run: Path, episodes: int, envs: int | None, seed: int | None, device: str
+) -> tuple[Evaluation, Path, list[str]]:
+    """Evaluates the checkpoint of a run: the result, the video's path, and the lines to print.
+
+    Raises:
+        UserError: no run there, a damaged file, or a number below 1.
+    """
+    for name, value in (("episodes", episodes), ("envs", envs)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
+    if seed is not None and seed < 0:
+        raise UserError(f"--seed must not be negative, but is {seed}")
+    config, agent = load_agent(run, device)
+    folder = RunFolder(run)
+    result = evaluate(
+        agent,
+        config.env,
+        episodes=episodes,
+        envs=envs or config.train.envs,
+        seed=config.train.seed if seed is None else seed,
+        video=folder.video,
+    )
+    assert result is not None
+    lines = [
+        f"task      {config.env.task}",
+        f"episodes  {result.episodes}",
+        f"return    {result.return_mean:.1f} ± {result.return_std:.1f}",
+        f"success   {result.success:.0%} (95% interval {result.success_low:.0%} to {result.success_high:.0%})",
+        f"video     {folder.video}",
+    ]
+    return result, folder.video, lines
+
+
+def make_goal(
+    config: RunConfig,
+    *,
+    out: Path,
+    task: str | None,
+    video: Path | None,
+    text: str | None,
+    frame: str,
+    seed: int,
+    overwrite: bool,
+) -> list[str]:
+    """Makes a goal and saves it in the folder `out`; the lines to print.
+
+    Raises:
+        UserError: neither or both of task and video, a video without a text, or a damaged file.
+    """
+    if (task is None) == (video is None):
+        raise UserError("give either --task (a scripted expert shows the goal) or --video FILE together with --text")
+    if video is not None and not text:
+        raise UserError(f"--video {video}: needs --text, the task in words, to choose the goal frame")
+    encoders = Encoders(config.encoders, resolve_device(config.train.device))
+    select = frame_choice(frame, encoders)
+    if video is not None:
+        goal = Goal.from_video(video, str(text), select=select, encoder=encoders.text_image)
+    else:
+        goal = goal_from_expert(
+            config.env.task, encoders, seed=seed, camera=config.env.camera, text=text, select=select
+        )
+    goal.save(out, overwrite=overwrite)
+    return goal_lines(goal, out)
+
+
+def frame_choice(frame: str, encoders: Encoders) -> str | int:
+    """How the goal frame is chosen: "auto" is OpenCLIP's choice, or the last frame while OpenCLIP is untrained."""
+    if frame == "auto":
+        return "last" if encoders.note else "clip"
+    return int(frame) if frame.removeprefix("-").isdigit() else frame
+
+
+def goal_lines(goal: Goal, folder: Path) -> list[str]:
+    """What a user should know about a goal."""
+    frames, height, width, _ = goal.video.shape
+    how = {"clip": "chosen by OpenCLIP", "last": "the last one", "index": "as given"}[goal.provenance["select"]]
+    lines = [
+        f"task    {goal.text}",
+        f"video   {frames} frames of {height}×{width} from {goal.provenance['source']}",
+        f"frame   {goal.frame_index}, {how}",
+    ]
+    if goal.scores is not None:
+        top = goal.scores.topk(min(3, frames))
+        ranked = ", ".join(f"{index} ({score:.3f})" for score, index in zip(top.values.tolist(), top.indices.tolist()))
+        lines.append(f"scores  best frames {ranked}; margin over the median {goal.provenance['margin']:+.3f}")
+    lines += [f"note    {goal.note}"] if goal.note else []
+    return lines + [f"folder  {folder} (look at {folder / 'contact_sheet.png'})"]
+
+
+def say(line: str) -> None:
+    """Progress goes to the error stream: what a command prints on the other one is its result."""
+    print(line, file=sys.stderr, flush=True)

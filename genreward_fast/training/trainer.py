@@ -1,0 +1,328 @@
+"""The training loop: environments, updates, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from genreward_fast.agent.agent import Agent
+from genreward_fast.encoders.presets import Encoders
+from genreward_fast.envs.vector import VectorEnv
+from genreward_fast.errors import Interrupted, TrainingDiverged
+from genreward_fast.goals.goal import Goal
+from genreward_fast.rewards.registry import make_reward
+from genreward_fast.training.checkpoint import RunLock, load_checkpoint, save_checkpoint
+from genreward_fast.training.curves import draw_curves
+from genreward_fast.training.device import describe_device, resolve_device
+from genreward_fast.training.evaluation import Evaluation, evaluate
+from genreward_fast.training.logger import Logger, Progress
+from genreward_fast.training.metrics import Meters, first_not_finite
+from genreward_fast.training.replay import Replay
+from genreward_fast.training.rollout import AGENT_SIZE, NotFinite, Rollout
+from genreward_fast.training.run_folder import RunFolder
+from genreward_fast.training.settings import RunConfig
+from genreward_fast.training.summary import Summary
+
+ACTION_SIZE = 4
+FREEZE_BATCHES = 8
+
+
+@dataclass
+class Counters:
+    """What a resumed run goes on counting from."""
+
+    updates: int = 0
+    owed: float = 0.0  # updates that the train ratio has earned and that are not done yet
+    seconds: float = 0.0  # of training, over all the processes that the run has had
+    evaluated_at: int = 0
+
+
+class Trainer:
+    """One run, from its resolved configuration to its summary.
+
+    Use as a context manager: leaving it ends the workers and closes the files.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, goal: Goal | None, *, resume: bool = False):
+        """Makes everything, and with `resume` fills it from the folder's checkpoint.
+
+        Raises:
+            UserError: the device is missing, or a file of the run is missing or damaged.
+        """
+        self.config = config
+        self.folder = RunFolder(folder)
+        self.device = resolve_device(config.train.device)
+        self._stop_signal: int | None = None
+        self._lock = RunLock(folder)
+        train, seed = config.train, config.train.seed
+        state = load_checkpoint(folder) if resume else None
+
+        self.encoders = Encoders(config.encoders, self.device)
+        self.reward = make_reward(
+            config.reward, goal, self.encoders, action_size=ACTION_SIZE, device=self.device, seed=seed
+        )
+        self.agent = Agent(config.agent, action_size=ACTION_SIZE, device=self.device, seed=seed)
+        self.replay = Replay(
+            num_envs=train.envs,
+            capacity=train.replay_capacity,
+            sequence_length=config.agent.batch_length,
+            action_size=ACTION_SIZE,
+            feature_dim=self.reward.frames.feature_dim,
+            deter_size=config.agent.sizes.deter,
+            stoch_size=config.agent.sizes.stoch,
+            withheld=self._withheld(),
+            device=self.device,
+            seed=seed,
+        )
+        frames, rows = self.reward.frames, config.env.steps
+        sizes = tuple(sorted({AGENT_SIZE, frames.feature_size, frames.clip_size} - {0}))
+        self.envs = VectorEnv(
+            config.env,
+            train.envs,
+            seed=seed,
+            split="train",
+            sizes=sizes,
+            pin_memory=self.device.type == "cuda",
+            sizes_at=lambda row: tuple(
+                sorted({AGENT_SIZE, *(frames.sizes_at(row) if row < rows else (frames.feature_size,))} - {0})
+            ),
+        )
+        self.counters = Counters()
+        self.meters = Meters()
+        try:
+            if state is not None:
+                self.envs.set_state(state["envs"])
+            self.rollout = Rollout(
+                self.envs,
+                self.agent,
+                self.reward,
+                self.replay,
+                env_reward=train.env_reward,
+                action_repeat=config.env.action_repeat,
+                release_delay=train.release_delay if frames.window else 0,
+                seed=seed,
+            )
+            if state is not None:
+                self._load(state)
+        except BaseException:
+            self.envs.close()
+            raise
+        self.logger = Logger(folder, resume_step=self.rollout.env_steps if resume else None)
+        self._checkpoint_due = time.monotonic() + 60 * train.checkpoint_minutes
+        self._started = time.monotonic() - self.counters.seconds
+
+    def _withheld(self) -> int:
+        """Most rows of one environment that wait at a time: an open window, a closed one, and the delay."""
+        frames, train = self.reward.frames, self.config.train
+        return frames.window + frames.interval + -(-train.release_delay // train.envs) + 2 if frames.window else 0
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.envs.close()
+        self.logger.close()
+        self._lock.close()
+
+    @property
+    def notes(self) -> list[str]:
+        """What everybody who sees a number of this run must know."""
+        return [self.encoders.note] if self.encoders.note and self.config.reward.name != "none" else []
+
+    def run(self) -> Summary:
+        """Trains until `steps`, evaluates, and returns the summary.
+
+        Raises:
+            TrainingDiverged: a loss is not finite; the last checkpoint is untouched.
+            Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
+        """
+        train = self.config.train
+        progress = Progress(train.steps, self.rollout.env_steps)
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while self.rollout.env_steps < train.steps:
+                self._tick()
+                progress.show(self.rollout.env_steps, self._status())
+                self._stop_if_asked()
+                if time.monotonic() >= self._checkpoint_due:
+                    self.save()
+                if train.eval_every and self.rollout.env_steps - self.counters.evaluated_at >= train.eval_every:
+                    if self.rollout.env_steps < train.steps:  # the last evaluation follows the loop
+                        self._evaluate()
+            progress.show(self.rollout.env_steps, self._status(), force=True)
+            progress.end()
+            self._read_meters()
+            self.save()
+            evaluation = self._evaluate(video=True)
+            self._stop_if_asked()
+        finally:
+            progress.end()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        assert evaluation is not None  # only a signal stops an evaluation, and that has been dealt with
+        return self._summarise(evaluation)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop_signal is not None:
+            self.save()
+            raise Interrupted(
+                self._stop_signal,
+                f"stopped at step {self.rollout.env_steps} with a checkpoint; "
+                f"continue with: genreward train --resume --out {self.folder.path}",
+            )
+
+    def _tick(self) -> None:
+        train, before = self.config.train, self.rollout.env_steps
+        prefilling = before < train.prefill
+        try:
+            ended = self.rollout.begin(random=prefilling)
+        except NotFinite as error:  # a loss that was not finite has reached the policy: say which
+            self._read_meters()
+            raise self._diverged(str(error)) from None
+        for total, success, length in ended:
+            self.logger.write(
+                self.rollout.env_steps,
+                {"episode/return": total, "episode/success": float(success), "episode/length": float(length)},
+            )
+        if not prefilling and self.replay.can_sample():
+            rows = self.config.agent.batch_size * self.config.agent.batch_length
+            self.counters.owed += (self.rollout.env_steps - before) * train.train_ratio / rows
+            while self.counters.owed >= 1:
+                self.counters.owed -= 1
+                self._update()
+        self.rollout.finish()
+
+    def _update(self) -> None:
+        batch = self.replay.sample(self.config.agent.batch_size)
+        metrics, latents = self.agent.update(batch)
+        self.replay.write_back(batch.index[:, 1:], latents)
+        self.meters.add(metrics)
+        if not self.reward.frozen:
+            if self.rollout.env_steps < self.reward.learn_steps:
+                self.meters.add(self.reward.update(self._pairs()))
+            else:
+                self.meters.add(self.reward.freeze(self._pairs() for _ in range(FREEZE_BATCHES)))
+        self.counters.updates += 1
+        if self.counters.updates % self.config.train.log_every == 0:
+            self._read_meters()
+
+    def _pairs(self) -> Any:
+        return self.replay.sample_pairs(self.config.reward.fb.batch)
+
+    def _read_meters(self) -> dict[str, float]:
+        """Reads the running means: the one place where the loop waits for the device."""
+        values = self.meters.read() | self.rollout.meters.read()
+        if bad := first_not_finite(values):
+            raise self._diverged(f"{bad} is {values[bad]}")
+        if values:
+            seconds = max(self._seconds(), 1e-9)
+            values |= {"time/seconds": seconds, "time/updates": float(self.counters.updates)}
+            values |= {"replay/rows": float(len(self.replay)), "env/restarts": float(self.envs.restarts)}
+            values["env/discarded_episodes"] = float(self.rollout.discarded_episodes)
+            self.logger.write(self.rollout.env_steps, values)
+        return values
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        kept = f"the last good checkpoint is {self.folder.checkpoint}"
+        return TrainingDiverged(
+            f"{what} at step {self.rollout.env_steps}, update {self.counters.updates}; "
+            + (kept if self.folder.checkpoint.exists() else "there is no checkpoint yet")
+        )
+
+    def _status(self) -> str:
+        episodes = self.rollout.episodes
+        if not episodes:
+            return f"{self.counters.updates} updates"
+        recent = list(episodes)[-20:]
+        return (
+            f"{self.counters.updates} updates  return {sum(e[0] for e in recent) / len(recent):.1f}  "
+            f"success {sum(e[1] for e in recent) / len(recent):.0%}"
+        )
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _evaluate(self, *, video: bool = False) -> Evaluation | None:
+        train = self.config.train
+        result = evaluate(
+            self.agent,
+            self.config.env,
+            episodes=train.eval_episodes,
+            envs=train.envs,
+            seed=train.seed,
+            video=self.folder.video if video else None,
+            stop=lambda: self._stop_signal is not None,
+        )
+        if result is None:
+            return None
+        self.counters.evaluated_at = self.rollout.env_steps
+        self.logger.write(self.rollout.env_steps, {f"eval/{k}": v for k, v in result.scalars().items()})
+        draw_curves(self.folder.path, self.folder.curves, self._title())
+        return result
+
+    def _title(self) -> str:
+        config = self.config
+        words = [config.env.task, f"preset {config.preset}", f"reward {config.reward.name}"]
+        words += [f"env reward {config.train.env_reward}", f"seed {config.train.seed}", *self.notes]
+        return "  ·  ".join(words)
+
+    def _summarise(self, evaluation: Evaluation) -> Summary:
+        summary = Summary.of_run(
+            self.folder.path,
+            evaluation,
+            env_steps=self.rollout.env_steps,
+            updates=self.counters.updates,
+            seconds=self._seconds(),
+            episodes=self.rollout.episode_count,
+            discarded=self.rollout.discarded_episodes,
+            device=describe_device(self.device),
+            notes=self.notes,
+        )
+        summary.save(self.folder.summary)
+        return summary
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._stop_signal = number
+
+    # ---- checkpoints
+
+    def save(self) -> None:
+        """Writes a checkpoint: first the new rows of the replay, then the file that refers to them.
+
+        Raises:
+            TrainingDiverged: a metric since the last reading is not finite; nothing is written.
+        """
+        self._read_meters()
+        self.counters.seconds = self._seconds()
+        replay = self.replay.save(self.folder.replay)
+        rollout = self.rollout
+        save_checkpoint(
+            self.folder.path,
+            {
+                "agent": self.agent.state_dict(),
+                "reward": self.reward.state_dict(),
+                "replay": replay,
+                "envs": self.envs.state(),
+                "counters": vars(self.counters) | {"env_steps": rollout.env_steps, "episodes": rollout.episode_count},
+                "discarded_episodes": rollout.discarded_episodes,
+                "recent_episodes": [list(episode) for episode in rollout.episodes],
+                "prefill_generator": rollout.generator.get_state(),
+            },
+        )
+        self.replay.commit(self.folder.replay)
+        self._checkpoint_due = time.monotonic() + 60 * self.config.train.checkpoint_minutes
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self.reward.load_state_dict(state["reward"])
+        self.replay.load(self.folder.replay, state["replay"])
+        counters = dict(state["counters"])
+        self.rollout.env_steps = counters.pop("env_steps")
+        self.rollout.episode_count = counters.pop("episodes")
+        self.rollout.discarded_episodes = state["discarded_episodes"]
+        self.rollout.episodes.extend((e[0], e[1], e[2]) for e in state["recent_episodes"])
+        self.rollout.generator.set_state(state["prefill_generator"])
+        self.counters = replace(Counters(), **counters)

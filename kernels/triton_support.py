@@ -1,0 +1,17 @@
+"""Whether an op can use its Triton kernel here. Importing this needs no Triton and no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Read once, as Triton itself does when it decorates a kernel.
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(*tensors: Tensor) -> bool:
+    """Whether tensors on this device go through Triton: CUDA ones, and all in Triton's interpreter."""
+    return HAS_TRITON and (INTERPRETED or all(tensor.is_cuda for tensor in tensors))

@@ -1,0 +1,117 @@
+"""Layers: shapes and exactness of what differs from the plain torch operation, and initial weights."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genreward_fast.agent import AgentConfig
+from genreward_fast.agent.distributions import TwoHot, one_hot, symexp_bins
+from genreward_fast.agent.model import Model
+from genreward_fast.agent.nets import BlockLinear, Conv, Linear, RMSNorm, UpConv, initialize, max_pool
+from genreward_fast.agent.rssm import State
+from genreward_fast.agent.sampling import RandomSampler
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 1)])
+def test_upconv_is_doubling_and_convolution(size):
+    layer = UpConv(6, 3).double()
+    initialize(layer, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    expected = Conv.forward(layer, F.interpolate(x, scale_factor=2, mode="nearest"))
+    found = layer(x)
+    assert torch.allclose(found, expected, atol=1e-12)
+    weight = torch.randn_like(found)
+    leaves = [x, *layer.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((found * weight).sum(), leaves), torch.autograd.grad((expected * weight).sum(), leaves)
+    ):
+        assert torch.allclose(a, b, atol=1e-11)
+
+
+def test_max_pool_splits_the_gradient_among_ties():
+    x = torch.tensor([[1.0, 1.0, 5.0, 2.0], [1.0, 1.0, 5.0, 5.0], [0.0, 3.0, 7.0, 7.0], [3.0, 0.0, 6.0, 5.0]])
+    x = x.view(1, 1, 4, 4).requires_grad_()
+    y = max_pool(x)
+    assert y.flatten().tolist() == [1, 5, 3, 7]
+    grad = torch.autograd.grad((y * torch.tensor([[4.0, 3.0], [2.0, 1.0]])).sum(), x)[0].view(4, 4)
+    expected = [[1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 0.5, 0.5], [1, 0, 0, 0]]
+    assert torch.allclose(grad, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_max_pool_agrees_with_amax():
+    x = torch.randint(0, 3, (3, 5, 8, 6)).float().to(memory_format=torch.channels_last).requires_grad_()
+    expected = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+    found = max_pool(x)
+    weight = torch.randn_like(found)
+    assert torch.equal(found, expected)
+    a, b = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (found, expected))
+    assert torch.allclose(a, b)
+
+
+def test_norm_takes_float32_statistics_of_bfloat16():
+    norm = RMSNorm(64)
+    initialize(norm, torch.Generator())
+    x = (torch.randn(4, 64) * 3).bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-4).sqrt()
+    assert torch.equal(y, exact.float().bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan"),
+    [(Linear(300, 400), 300), (BlockLinear(800, 1600, 8), 800), (Conv(32, 64), 800), (Linear(300, 400, 0.01), 3e6)],
+)
+def test_initial_weights_have_the_published_scale(layer, fan):
+    initialize(layer, torch.Generator().manual_seed(1))
+    assert not layer.bias.any()
+    # A normal cut at two deviations keeps a deviation of 0.8796, and 1.1368 undoes that.
+    weight = layer.weight.detach()
+    assert float(weight.std()) == pytest.approx(1 / math.sqrt(fan), rel=0.02)
+    assert float(weight.abs().max()) <= 2 * 1.1368 / math.sqrt(fan) + 1e-6
+
+
+def test_twohot_of_zeros_is_exactly_zero():
+    bins = symexp_bins(255)
+    assert torch.equal(TwoHot(torch.zeros(3, 255), bins).pred(), torch.zeros(3))
+    assert torch.equal(TwoHot(torch.full((3, 255), -1.7), bins).pred(), torch.zeros(3))
+
+
+def test_twohot_code_has_its_target_as_mean():
+    bins = symexp_bins(255)
+    logits = torch.zeros(7, 255, requires_grad=True)
+    target = torch.tensor([-1e4, -3.0, -1e-3, 0.0, 0.7, 55.5, 2e6])
+    grad = torch.autograd.grad(TwoHot(logits, bins).loss(target).sum(), logits)[0]
+    code = (logits.softmax(-1) - grad).double()
+    assert torch.allclose((code * bins).sum(-1), target.double(), rtol=1e-4, atol=1e-4 * float(bins[128]))
+    assert ((code > 1e-6).sum(-1) <= 2).all()
+
+
+def test_twohot_of_nan_is_nan():
+    loss = TwoHot(torch.zeros(3, 255), symexp_bins(255)).loss(torch.tensor([1.0, float("nan"), float("inf")]))
+    assert loss.isnan().tolist() == [False, True, False]
+
+
+def test_sampler_follows_the_probabilities():
+    sampler = RandomSampler(torch.device("cpu"), 0)
+    probs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.97, 0.01, 0.01, 0.01], [0.0, 0.0, 1.0, 0.0]])
+    index = sampler.latent(probs.expand(20000, 3, 4), "prior", 0)
+    frequency = one_hot(index, 4, torch.float32).mean(0)
+    assert torch.allclose(frequency, probs, atol=0.015)
+    assert (index[:, 2] == 2).all()
+    action = sampler.action(torch.full((20000, 2), 3.0), torch.full((20000, 2), 0.5), 0)
+    assert torch.allclose(action.mean(0), torch.tensor(3.0), atol=0.02)
+    assert torch.allclose(action.std(0), torch.tensor(0.5), atol=0.02)
+
+
+def test_a_long_action_is_read_as_its_cut():
+    config = AgentConfig(size="tiny", dtype="float32")
+    model = Model(config, 3)
+    model.initialize(torch.Generator().manual_seed(0))
+    state = State(torch.randn(5, 512), torch.zeros(5, 32, 4))
+    action = torch.randn(5, 3) * 3
+    assert torch.equal(model.rssm.core(state, action), model.rssm.core(state, action.clamp(-1, 1)))

@@ -1,0 +1,5 @@
+"""Chooses the OpenGL backend before any test module imports mujoco."""
+
+from genreward_fast.envs import gl
+
+gl.select(required=False)

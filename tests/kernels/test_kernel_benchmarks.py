@@ -1,0 +1,34 @@
+"""The kernels' benchmarks run, and say what they must."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
+
+
+@pytest.mark.parametrize("name", ["latent_cosine", "fb_score"])
+def test_benchmark_writes_its_numbers(name, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "numbers.json"
+    script = FOLDER / f"bench_{name}.py"
+    monkeypatch.syspath_prepend(str(FOLDER))
+    command = [str(script), "--device", "cpu", "--rows", "1", "2", "--seconds", "0.01", "--dtype", "float32"]
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(target)])
+    runpy.run_path(str(script), run_name="__main__")
+    written = json.loads(target.read_text())
+    assert written["op"] == name
+    assert written["limits"]["device"] in capsys.readouterr().out
+    assert len(written["results"]) == 6
+    for result in written["results"]:
+        assert result["ms"] > 0
+        assert result["dtype"] == "float32"
+        assert result["% of limit"] > 0
+        error = result.get("max error", result.get("relative error"))
+        assert error < 1e-4
+    # The op itself comes first; the others are its peers, measured in the same run.
+    assert [r["variant"] for r in written["results"]][:2] == [name, "reference"]

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+
+from genreward_fast.errors import UserError
+from genreward_fast.rewards.pairs import PairMemory
+
+
+@pytest.mark.parametrize("capacity", [10, 26, 200])
+def test_pairs_are_consecutive_rows_of_one_episode(capacity):
+    memory = PairMemory(2, capacity, 1, 1, "cpu")
+    random = np.random.default_rng(0)
+    value, last_written = 0.0, {}
+    row = np.zeros(2, int)
+    for _ in range(60):
+        envs = np.flatnonzero(random.random(2) < 0.8)
+        starts = row[envs] == 0
+        values = torch.tensor([[1000.0 * env + 100 * 0 + last_written.get(env, 0)] for env in envs]).reshape(-1, 1)
+        memory.append(envs, values, values + 0.5, starts)
+        for env in envs:
+            # The next row of the same episode is one greater; a new episode skips a number.
+            row[env] = (row[env] + 1) % 7
+            last_written[env] = last_written.get(env, 0) + (1 if row[env] else 2)
+        value += 1
+    batch = memory.sample(500)
+    feature = batch.feature.squeeze(-1)
+    assert torch.equal(feature[:, 1] - feature[:, 0], torch.ones(500))
+    torch.testing.assert_close(batch.action.squeeze(-1), feature + 0.5)
+    assert not batch.is_first[:, 1].any()
+    assert len(feature.unique(dim=0)) == len(memory)  # 500 draws find all of them
+    newest = {env: 1000 * env + last_written[env] for env in (0, 1)}
+    for env in (0, 1):
+        own = feature[(feature[:, 0] // 1000) == env]
+        assert own.min() >= newest[env] - capacity // 2 - capacity // 2 // 7 - 3  # only the newest rows are left
+
+
+def test_one_row_is_no_pair():
+    memory = PairMemory(1, 10, 1, 1, "cpu")
+    memory.append(np.zeros(1, int), torch.zeros(1, 1), torch.zeros(1, 1), np.ones(1, bool))
+    assert len(memory) == 0
+    memory.append(np.zeros(1, int), torch.zeros(1, 1), torch.zeros(1, 1), np.zeros(1, bool))
+    assert len(memory) == 1
+
+
+def test_too_small_a_memory():
+    with pytest.raises(UserError, match="use 8"):
+        PairMemory(4, 7, 1, 1, "cpu")

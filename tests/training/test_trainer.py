@@ -1,0 +1,333 @@
+"""The loop on the real environment, in small: a run, its folder, resuming it, signals, and what stops it."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.config import AgentConfig, NetworkSize
+from genreward_fast.cli import main
+from genreward_fast.config import Overrides, apply, resolve
+from genreward_fast.encoders.presets import Encoders
+from genreward_fast.errors import TrainingDiverged, UserError
+from genreward_fast.goals.expert_goal import goal_from_expert
+from genreward_fast.training.logger import read_metrics
+from genreward_fast.training.policy import Policy
+from genreward_fast.training.settings import RunConfig
+from genreward_fast.training.start import start_run
+from genreward_fast.training.trainer import Trainer
+
+SMALL = NetworkSize(deter=64, hidden=16, classes=4, depth=2, units=16, stoch=4)
+
+
+def small_config(**flags) -> RunConfig:
+    """Windows of 16 steps in episodes of 32, so that everything happens within a few hundred steps."""
+    values = {
+        "task": "reach", "device": "cpu", "steps": 260, "envs": 2, "prefill": 100, "train_ratio": 4,
+        "episode_length": 32, "window": 16, "interval": 16, "clip_frames": 4, "fb_steps": 180, "release_delay": 16,
+        "eval_every": 150, "eval_episodes": 3, "log_every": 2, "checkpoint_minutes": 60.0,
+    } | flags  # fmt: skip
+    config = apply(resolve("tiny", Overrides()), Overrides(**values))
+    agent = dataclasses.replace(config.agent, network=SMALL, batch_size=4, batch_length=8)
+    fb = dataclasses.replace(config.reward.fb, hidden=16, batch=16, z_dim=8)
+    return dataclasses.replace(config, agent=agent, reward=dataclasses.replace(config.reward, fb=fb))
+
+
+@pytest.fixture(scope="module")
+def goal():
+    return goal_from_expert("reach", Encoders(resolve("tiny", Overrides()).encoders), frames=8)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, goal):
+    """The folder and the summary of a run that went through."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    goal.save(folder.parent / "goal")
+    summary = start_run(small_config(), folder, goal=folder.parent / "goal", resume=False, engine="auto")
+    return folder, summary
+
+
+def test_a_run_leaves_everything_behind(finished):
+    folder, summary = finished
+    names = {path.name for path in folder.iterdir()}
+    expected = {"config.json", "metrics.jsonl", "curves.png", "evaluation.mp4", "checkpoint.pt", "summary.json"}
+    assert expected | {"goal", "replay", "tensorboard"} <= names
+    assert summary.env_steps == 260
+    assert summary.updates > 0
+    assert summary.notes == ["untrained encoders"]
+    assert {"video", "fb", "video_raw", "fb_raw"} <= set(summary.rewards)
+    text = "\n".join(summary.lines())
+    for words in ("steps/s", "episode return", "success rate", "mean reward: video", "untrained encoders"):
+        assert words in text
+    assert json.loads((folder / "summary.json").read_text())["env_steps"] == 260
+    records = read_metrics(folder)
+    assert any("eval/success_low" in record for record in records)
+    assert {"loss/dyn", "loss/image", "loss/policy", "loss/repval"} <= {name for r in records for name in r}
+
+
+def test_fb_pays_nothing_before_it_is_frozen_and_something_after(finished):
+    folder, _ = finished
+    before = [r["reward/fb"] for r in read_metrics(folder) if "reward/fb" in r and r["step"] < 180]
+    after = [r["reward/fb"] for r in read_metrics(folder) if "reward/fb" in r and r["step"] > 200]
+    assert before
+    assert all(value == 0 for value in before)
+    assert any(value != 0 for value in after)
+
+
+def test_a_policy_loads_in_two_lines(finished):
+    policy = Policy.load(finished[0], device="cpu")
+    action = policy.act(np.zeros((64, 64, 3), np.uint8))
+    assert action.shape == (4,)
+    assert (np.abs(action) <= 1).all()
+    policy.reset()
+    assert policy.act(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 4)
+    with pytest.raises(UserError, match="uint8"):
+        policy.act(np.zeros((32, 32, 3), np.uint8))
+
+
+def test_eval_command(finished, capsys):
+    assert main(["eval", "--run", str(finished[0]), "--episodes", "2", "--device", "cpu", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["episodes"] == 2
+    assert len(result["returns"]) == 2
+    assert main(["eval", "--run", str(finished[0]), "--episodes", "2", "--device", "cpu"]) == 0
+    assert "95% interval" in capsys.readouterr().out
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished, capsys):
+    before = (finished[0] / "config.json").read_bytes()
+    assert main(["train", "--out", str(finished[0]), "--device", "cpu"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_cut_in_half_is_refused(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    content = (run / "checkpoint.pt").read_bytes()
+    (run / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    for command in (["train", "--resume", "--out", str(run), "--steps", "400"], ["eval", "--run", str(run)]):
+        assert main([*command, "--device", "cpu"]) == 2
+        error = capsys.readouterr().err
+        assert "checkpoint.pt: damaged" in error.splitlines()[-1]
+        assert "Traceback" not in error
+    assert (run / "replay").exists()
+
+
+def test_a_replay_chunk_that_is_missing_is_named(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    chunk = next((run / "replay").iterdir())
+    chunk.unlink()
+    assert main(["train", "--resume", "--out", str(run), "--steps", "400", "--device", "cpu"]) == 2
+    assert chunk.name in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_resuming_goes_on_counting(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    before = finished[1]
+    config = small_config(steps=330)
+    summary = start_run(config, run, goal=None, resume=True, engine="auto")
+    assert summary.env_steps == 330
+    assert summary.updates > before.updates
+    assert summary.seconds > before.seconds
+    steps = [record["step"] for record in read_metrics(run)]
+    assert steps == sorted(steps)
+
+
+def test_the_state_after_loading_is_the_state_that_was_saved(finished, tmp_path, goal):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    with Trainer(small_config(), run, goal, resume=True) as trainer:
+        assert trainer.rollout.env_steps == saved["counters"]["env_steps"]
+        assert trainer.counters.updates == saved["counters"]["updates"]
+        assert len(trainer.replay) > 0
+        first = trainer.replay.sample(4).reward
+        state = trainer.agent.state_dict()
+    with Trainer(small_config(), run, goal, resume=True) as again:
+        assert torch.equal(again.replay.sample(4).reward, first)
+        assert str(again.agent.state_dict()["model"].keys()) == str(state["model"].keys())
+        assert all(torch.equal(again.agent.state_dict()["model"][k], v) for k, v in saved["agent"]["model"].items())
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path, goal):
+    goal.save(tmp_path / "goal")
+    records = []
+    for name in ("a", "b"):
+        start_run(small_config(steps=200), tmp_path / name, goal=tmp_path / "goal", resume=False, engine="torch")
+        kept = [
+            {k: v for k, v in record.items() if not k.startswith("time/")} for record in read_metrics(tmp_path / name)
+        ]
+        records.append(kept)
+    assert records[0] == records[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, goal, monkeypatch):
+    run = tmp_path / "run"
+    goal.save(tmp_path / "goal")
+    plain_update = Agent.update
+
+    def poisoned(self, batch):
+        metrics, latents = plain_update(self, batch)
+        if self.updates == 7:
+            metrics = metrics | {"loss/value": metrics["loss/value"] * float("nan")}
+        return metrics, latents
+
+    start_run(small_config(steps=170), run, goal=tmp_path / "goal", resume=False, engine="auto")
+    checkpoint = (run / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(Agent, "update", poisoned)
+    with pytest.raises(TrainingDiverged, match=r"loss/value is nan at step .*checkpoint\.pt"):
+        start_run(small_config(steps=400), run, goal=None, resume=True, engine="auto")
+    assert (run / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_two_processes_cannot_train_in_one_folder(finished, goal):
+    with Trainer(small_config(), finished[0], goal, resume=True):
+        with pytest.raises(UserError, match="another process"):
+            Trainer(small_config(), finished[0], goal, resume=True)
+
+
+@pytest.mark.parametrize("env_reward", ["dense", "sparse", "none"])
+def test_what_the_environment_pays(env_reward, tmp_path, goal):
+    config = small_config(env_reward=env_reward, steps=150, alpha=0.0, beta=0.0)
+    with Trainer(config, _made(tmp_path), goal) as trainer:
+        while trainer.rollout.env_steps < 150:
+            trainer._tick()
+        reward = trainer.replay.sample(64).reward
+        assert {"dense": (reward != 0).any(), "sparse": ((reward == 0) | (reward == 1)).all()}.get(
+            env_reward, (reward == 0).all()
+        )
+
+
+def test_rows_are_withheld_relabelled_and_released_at_a_fixed_step(tmp_path, goal):
+    """With the environment paying nothing, what is sampled is exactly the generated reward."""
+    config = small_config(env_reward="none", steps=1000, use_fb=False, alpha=16.0, prefill=10_000)
+    with Trainer(config, _made(tmp_path), goal) as trainer:
+        released = []
+        for _ in range(70):
+            trainer._tick()
+            released.append((trainer.rollout.env_steps, int(trainer.replay.index.released[0])))
+        first_release = next(step for step, rows in released if rows)
+        # Row 16 closes the first window after 16 steps of each of 2 environments; 16 steps later its rows are free.
+        assert first_release == 2 * 16 + 16
+        assert next(rows for _, rows in released if rows) == 17
+        _, _, reward = trainer.replay.rows(np.array([0]), np.array([0]), 33)
+        assert reward[0, 0] == 0  # the reset row
+        assert reward[0, 1:17].std() < 1e-6  # r_video / 16 on each row of its window
+        assert reward[0, 17:33].std() < 1e-6
+        assert abs(float(reward[0, 1]) - float(reward[0, 17])) > 1e-7  # windows differ
+        assert 0 < abs(float(reward[0, 1])) <= 1
+
+
+def test_a_dead_worker_costs_its_open_episode_only(tmp_path, goal):
+    config = small_config(steps=1000, prefill=10_000)
+    with Trainer(config, _made(tmp_path), goal) as trainer:
+        for _ in range(40):
+            trainer._tick()
+        victim = trainer.envs._workers[0].process.pid
+        os.kill(victim, signal.SIGKILL)
+        for _ in range(60):
+            trainer._tick()
+        assert trainer.rollout.discarded_episodes == 1
+        assert trainer.envs.restarts == 1
+        batch = trainer.replay.sample(64)
+        # Every episode that was stored is whole, or closed: an is_first always follows an is_last.
+        before_first = batch.is_first[:, 1:] & ~batch.is_last[:, :-1]
+        assert not before_first.any()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(number, tmp_path, goal):
+    run = tmp_path / "run"
+    config = small_config(steps=100_000, eval_every=0)
+    process = _start(config, run, goal, tmp_path)
+    _wait_for(process, lambda: len(read_metrics(run)) > 2)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    assert "--resume" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert state["counters"]["env_steps"] > 0
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_still_arrives(tmp_path, goal):
+    """SIGKILL at random moments; after each, the run goes on from its last checkpoint and ends at the same step."""
+    run, rng = tmp_path / "run", np.random.default_rng()
+    config = small_config(steps=700, eval_every=0, checkpoint_minutes=0.02)
+    lost = []
+    for _ in range(3):
+        process = _start(config, run, goal, tmp_path)
+        done = _steps(run)
+        _wait_for(process, lambda done=done: _steps(run) > done)
+        time.sleep(float(rng.uniform(0, 2)))
+        process.kill()
+        process.communicate()
+        logged = max(record["step"] for record in read_metrics(run))
+        lost.append(logged - _steps(run))
+        assert not list(run.glob("**/.checkpoint-*.pt")) or _steps(run) > 0
+    process = _start(config, run, goal, tmp_path)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 700
+    print("steps lost at each kill:", lost)
+
+
+def _made(folder):
+    run = folder / "run"
+    run.mkdir()
+    return run
+
+
+def _steps(run) -> int:
+    path = run / "checkpoint.pt"
+    return torch.load(path, weights_only=True)["counters"]["env_steps"] if path.exists() else 0
+
+
+def _start(config, run, goal, folder) -> subprocess.Popen:
+    """A process that trains like the command does, from a config file."""
+    if not (folder / "goal").exists():
+        goal.save(folder / "goal")
+    config.save(folder / "wanted.json")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from genreward_fast.errors import Interrupted\n"
+        "from genreward_fast.training.settings import RunConfig\n"
+        "from genreward_fast.training.start import start_run\n"
+        f"run, folder = Path({str(run)!r}), Path({str(folder)!r})\n"
+        "resume = (run / 'checkpoint.pt').exists()\n"
+        "try:\n"
+        "    start_run(RunConfig.load(folder / 'wanted.json'), run, goal=None if resume else folder / 'goal',\n"
+        "              resume=resume, engine='auto')\n"
+        "except Interrupted as stop:\n"
+        "    print(stop, file=sys.stderr); sys.exit(stop.exit_code)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(process, condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.1)
+
+
+def test_agent_of_another_size_is_refused(finished):
+    state = torch.load(finished[0] / "checkpoint.pt", weights_only=True)
+    other = Agent(AgentConfig(size="tiny", dtype="float32"), 4, "cpu")
+    with pytest.raises(UserError):
+        other.load_state_dict(state["agent"])
