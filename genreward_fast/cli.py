@@ -53,7 +53,9 @@ def doctor(json: bool, quiet: bool) -> int:
 
 @genreward.command(cls=SectionedCommand)
 @section("The run")
-@click.option("--task", help="A Meta-World task, by any of its names: pick-place, pick-place-v3.  [default: pick-place]")
+@click.option(
+    "--task", help="A Meta-World task, by any of its names: pick-place, pick-place-v3.  [default: pick-place]"
+)
 @click.option("--preset", help="tiny (two CPU cores, minutes) or paper (full-size encoders: a GPU).  [default: tiny]")
 @click.option("--goal", type=FOLDER, help="A goal's folder (genreward goal).  [default: one from a scripted expert]")
 @click.option("--steps", type=int, help="Environment steps, summed over the environments.")
@@ -88,12 +90,16 @@ def doctor(json: bool, quiet: bool) -> int:
 @click.option("--camera", help="corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV.")
 @click.option("--episode-length", type=int, help="Steps in an episode, action repeats counted.")
 @click.option("--action-repeat", type=int, help="Times that each action is applied.")
-@click.option("--rendering", type=click.Choice(["fast", "quality"]), help="fast: no shadows, reflections, multisampling.")
+@click.option(
+    "--rendering", type=click.Choice(["fast", "quality"]), help="fast: no shadows, reflections, multisampling."
+)
 @section("Encoders")
 @click.option("--vae", help="Hub id or folder of the video VAE.")
 @click.option("--dino", help="Hub id or folder of DINOv3.")
 @click.option("--clip", help="Hub id, folder or checkpoint of OpenCLIP.")
-@click.option("--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark.")
+@click.option(
+    "--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark."
+)
 @section("Looking at it")
 @click.option("--eval-every", type=int, help="Steps between evaluations (0: only at the end).")
 @click.option("--eval-episodes", type=int, help="Episodes in an evaluation.")
@@ -146,10 +152,17 @@ def evaluate(
 @click.option("--task", help="A task whose scripted expert shows the goal: an episode up to its first success.")
 @click.option("--video", type=FOLDER, help="A video file to take instead.")
 @click.option("--text", help="The task in words.  [default with --task: its description]")
-@click.option("--frame", default="auto", show_default=True, help="auto (OpenCLIP chooses; last while it is untrained), clip, last, or a number.")
+@click.option(
+    "--frame",
+    default="auto",
+    show_default=True,
+    help="auto (OpenCLIP chooses; last while it is untrained), clip, last, or a number.",
+)
 @click.option("--preset", default="tiny", show_default=True, help="Whose OpenCLIP chooses: tiny or paper.")
 @click.option("--clip", help="Hub id, folder or checkpoint of OpenCLIP, instead of the preset's.")
-@click.option("--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark.")
+@click.option(
+    "--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark."
+)
 @click.option("--camera", help="Meta-World's camera, with --task.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the expert's episode, with --task.")
 @click.option("--device", help=DEVICE_HELP)

@@ -7,12 +7,13 @@ product with B(g) is one H-vector and a constant: F_k·B = relu(...)·(W₃ᵀ B
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from genreward_fast.kernels.triton_support import HAS_TRITON, INTERPRETED, runs_triton
 from torch import Tensor
 from torch.nn import functional
+
+from genreward_fast.kernels.triton_support import HAS_TRITON, INTERPRETED, runs_triton
 
 ROWS = 16
 COLUMNS = 32
@@ -72,8 +73,8 @@ class FoldedScore(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> FoldedScore:
         """The same with weights and biases rounded to `dtype`."""
-        tensors = [value.to(dtype) for value in self[:7]]
-        return FoldedScore(*tensors, self.offset, self.eps)
+        rounded: dict[str, Any] = {name: getattr(self, name).to(dtype) for name in self._fields[:7]}
+        return self._replace(**rounded)
 
 
 @torch.no_grad()
@@ -90,23 +91,27 @@ def fold(heads: ForwardHeads, z: Tensor, goal: Tensor) -> FoldedScore:
     """
     weight1 = heads.first.weight.float()
     inputs = weight1.shape[2] - z.numel()
-    values = [
-        weight1[:, :, :inputs],
-        heads.first.bias.float() + weight1[:, :, inputs:] @ z.float(),
-        heads.norm.weight.float(),
-        heads.norm.bias.float(),
-        heads.second.weight.float(),
-        heads.second.bias.float(),
-        torch.einsum("kdh,d->kh", heads.last.weight.float(), goal.float()),
-        heads.last.bias.float() @ goal.float(),
-    ]
-    # clone: without it a folded tensor could be a view of a weight that goes on being trained
-    return FoldedScore(*[value.clone(memory_format=torch.contiguous_format) for value in values], heads.norm.eps)
+    return FoldedScore(
+        weight1=_copy(weight1[:, :, :inputs]),
+        bias1=_copy(heads.first.bias.float() + weight1[:, :, inputs:] @ z.float()),
+        norm_weight=_copy(heads.norm.weight),
+        norm_bias=_copy(heads.norm.bias),
+        weight2=_copy(heads.second.weight),
+        bias2=_copy(heads.second.bias),
+        direction=_copy(torch.einsum("kdh,d->kh", heads.last.weight.float(), goal.float())),
+        offset=_copy(heads.last.bias.float() @ goal.float()),
+        eps=heads.norm.eps,
+    )
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Contiguous float32 that shares no memory with a weight, which may go on being trained."""
+    return value.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def fb_score_reference(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str = "min") -> Tensor:
     """What `fb_score` computes, in plain float32 PyTorch."""
-    weights = FoldedScore(*[value.float() for value in folded[:8]], folded.eps)
+    weights = folded.to(torch.float32)
     inputs = torch.cat([feature.float(), action.float()], dim=-1)
     heads = []
     for k in range(weights.weight1.shape[0]):
@@ -154,10 +159,10 @@ def _launch(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str) -
     rows, features = feature.shape
     heads, hidden, inputs = folded.weight1.shape
     row_blocks, tiles = -(-rows // ROWS), -(-hidden // COLUMNS)
-    options = {"dtype": torch.float32, "device": feature.device}
-    first = torch.empty((heads, rows, hidden), **options)
-    partial = torch.empty((heads, tiles, rows), **options)
-    score = torch.empty((rows,), **options)
+    device = feature.device
+    first = torch.empty((heads, rows, hidden), dtype=torch.float32, device=device)
+    partial = torch.empty((heads, tiles, rows), dtype=torch.float32, device=device)
+    score = torch.empty((rows,), dtype=torch.float32, device=device)
     grid = (row_blocks, tiles, heads)
     _first_layer[grid](
         feature, action, folded.weight1, folded.bias1, first, rows, features, inputs - features, hidden,

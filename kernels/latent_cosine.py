@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 from torch import Tensor
+
+from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 
 BLOCK = 1024
 MAX_SPLITS = 256

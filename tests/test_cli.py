@@ -76,7 +76,9 @@ def test_help_loads_no_heavy_library():
 def test_bad_input_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    out = ["--out", "run"] if arguments[0] == "train" and "--out" not in arguments and "--resume" not in arguments else []
+    out = (
+        ["--out", "run"] if arguments[0] == "train" and "--out" not in arguments and "--resume" not in arguments else []
+    )
     assert says in refused(capsys, *arguments, *out)
     assert list(tmp_path.iterdir()) == []
 
@@ -129,4 +131,7 @@ def test_a_goal_from_a_video_and_from_an_expert(capsys, tmp_path):
 
 def test_version(capsys):
     assert main(["--version"]) == 0
-    assert Path("pyproject.toml").exists() is False or capsys.readouterr().out.strip() in Path("pyproject.toml").read_text()
+    assert (
+        Path("pyproject.toml").exists() is False
+        or capsys.readouterr().out.strip() in Path("pyproject.toml").read_text()
+    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from genreward_fast.kernels.fb_score import fb_score, fb_score_reference, fold
 from timing import arguments, measure_limits, median_ms, report
 from torch import Tensor
 from torch.nn import functional
+
+from genreward_fast.kernels.fb_score import fb_score, fb_score_reference, fold
 
 FEATURES, ACTIONS, Z, HIDDEN, HEADS = 384, 4, 64, 512, 2
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from genreward_fast.kernels.latent_cosine import latent_cosine, latent_cosine_reference
 from timing import arguments, measure_limits, median_ms, report
 from torch.nn import functional
+
+from genreward_fast.kernels.latent_cosine import latent_cosine, latent_cosine_reference
 
 SHAPE = (16, 4, 60, 60)  # a clip of 16 frames at 480×480: channels, frames, height, width
 

@@ -31,7 +31,12 @@ class Limits:
 
 
 def median_ms(function: Callable[[], Any], device: torch.device, seconds: float = 0.3, flush: bool = False) -> float:
-    """Median milliseconds of one call, over as many calls as fit into `seconds` (3 at least), after warming up.
+    """Median milliseconds of one call (see `call_times`)."""
+    return statistics.median(call_times(function, device, seconds, flush))
+
+
+def call_times(function: Callable[[], Any], device: torch.device, seconds: float, flush: bool = False) -> list[float]:
+    """Milliseconds of each of as many calls as fit into `seconds` (3 at least), after warming up.
 
     On CUDA it is the device's time between two events. With `flush` the cache is overwritten before each call.
     """
@@ -56,18 +61,18 @@ def median_ms(function: Callable[[], Any], device: torch.device, seconds: float 
             begin = time.perf_counter()
             function()
             times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times)
+    return times
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """Measures a large copy, and a large matrix product in `dtype`."""
+    """The fastest of several large copies, and of several large matrix products in `dtype`."""
     cuda = device.type == "cuda"
     source = torch.empty(2**30 if cuda else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = median_ms(lambda: target.copy_(source), device)
+    copy = min(call_times(lambda: target.copy_(source), device, 0.5))
     size = 8192 if cuda else 512
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = median_ms(lambda: left @ right, device)
+    product = min(call_times(lambda: left @ right, device, 0.5))
     name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     return Limits(name, 2 * source.nbytes / copy / 1e6, 2 * size**3 / product / 1e9)
 

@@ -154,13 +154,17 @@ class Agent:
         random draws go on from this agent's own seed, since generators of different kinds share no state.
 
         Raises:
-            UserError: the state is that of an agent with other sizes or another number of actions.
+            UserError: the state is that of an agent with other sizes or another number of actions, or is incomplete.
         """
         self._check_identity(state)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["generator_device"] == self.device.type:
-            self.sampler.generator.set_state(state["generator"].cpu())
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state["generator_device"] == self.device.type:
+                self.sampler.generator.set_state(state["generator"].cpu())
+        except (KeyError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint's agent is damaged or from another version ({reason})") from None
 
     def policy_state(self) -> dict[str, Any]:
         """What `act` needs and no more, in the form of `state_dict`."""

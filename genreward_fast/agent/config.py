@@ -21,8 +21,7 @@ class NetworkSize:
         deter: units of the deterministic state; a multiple of `blocks`.
         hidden: units of the recurrent model's hidden layers.
         classes: classes of each categorical latent (at most 256, so that an index fits a byte).
-        depth: channels of the image networks, before the multipliers 2, 3, 4, 4; a multiple of 2, so that the
-            decoder's 4 x 4 map of 4 * depth channels splits into `blocks` groups.
+        depth: channels of the image networks, before the multipliers 2, 3, 4, 4.
         units: units of the heads' hidden layers.
         stoch: categorical latents.
         blocks: diagonal blocks of the recurrent weights.

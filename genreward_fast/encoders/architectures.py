@@ -81,10 +81,6 @@ CLIP: dict[str, dict[str, Any]] = {
     },
 }
 
-# The frames that the presets' encoders are given: side in pixels of clips, and of single frames.
-CLIP_SIZE = {"paper": 480, "tiny": 128}
-FEATURE_SIZE = {"paper": 224, "tiny": 64}
-
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:

@@ -77,10 +77,11 @@ def read_clip(
         read_json(folder / _CONFIG)
         checkpoint, model_name = found[0], f"local-dir:{folder}"
     with loading("an open_clip model", source, option), quiet():
+        state = _read_state(checkpoint)
         model = open_clip.create_model(model_name, pretrained=None, load_weights=False, pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(model_name)
         config = open_clip.get_model_config(model_name)
-        _load(model, checkpoint, option)
+        _load(model, state, checkpoint, option)
     return model, tokenizer, config
 
 
@@ -106,15 +107,17 @@ def _download(name: str, tag: str, option: str) -> Path:
         ) from error
 
 
-def _load(model: nn.Module, checkpoint: Path, option: str) -> None:
-    """Strictly: the library's own loader would silently resize positional embeddings of another model."""
+def _read_state(checkpoint: Path) -> dict[str, Tensor]:
     if checkpoint.suffix == ".safetensors":
-        state = load_file(checkpoint)
-    else:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        return load_file(checkpoint)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
     # Checkpoints of distributed training carry their wrapper's prefix.
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: Path, option: str) -> None:
+    """Strictly: the library's own loader would silently resize positional embeddings of another model."""
     expected = model.state_dict()
     info = {
         "missing_keys": expected.keys() - state.keys(),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from genreward_fast.encoders import architectures
-from genreward_fast.encoders.clip import TextImageEncoder
-from genreward_fast.encoders.clip_weights import read_clip
-from genreward_fast.encoders.image import ImageEncoder, read_dino
-from genreward_fast.encoders.video import VideoEncoder, default_dtype, read_vae
 from genreward_fast.errors import UserError
+
+# The model libraries take seconds to import, so this is left to the functions that load something.
+if TYPE_CHECKING:
+    from genreward_fast.encoders.clip import TextImageEncoder
+    from genreward_fast.encoders.image import ImageEncoder
+    from genreward_fast.encoders.video import VideoEncoder
 
 UNTRAINED = "untrained encoders"
 RANDOM = "random weights"
@@ -26,6 +28,8 @@ _SOURCES: dict[str, dict[str, str]] = {
     },
     "tiny": {},
 }
+_CLIP_SIZE = {"paper": 480, "tiny": 128}
+_FEATURE_SIZE = {"paper": 224, "tiny": 64}
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ class EncoderConfig:
     @property
     def clip_size(self) -> int:
         """Side in pixels of the square frames of a clip."""
-        return self.clip_frame_size or architectures.CLIP_SIZE[self.preset]
+        return self.clip_frame_size or _CLIP_SIZE[self.preset]
 
     @property
     def feature_size(self) -> int:
         """Side in pixels of the square frames that become features."""
-        return self.image_size or architectures.FEATURE_SIZE[self.preset]
+        return self.image_size or _FEATURE_SIZE[self.preset]
 
     def source(self, encoder: str) -> str | None:
         """Where the weights of `encoder` (vae, dino, clip) come from; None if they are built, not loaded.
@@ -111,6 +115,11 @@ class EncoderConfig:
         return next((note for note in map(self.note_of, _ENCODERS) if note), "")
 
 
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 on CUDA, float32 elsewhere."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
 def load_video_encoder(
     config: EncoderConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> VideoEncoder:
@@ -119,6 +128,9 @@ def load_video_encoder(
     Raises:
         UserError: its weights cannot be reached or used.
     """
+    from genreward_fast.encoders import architectures
+    from genreward_fast.encoders.video import VideoEncoder, read_vae
+
     source = config.source("vae")
     vae = architectures.build_vae(config.preset, config.seed) if source is None else read_vae(source)
     encoder = VideoEncoder(
@@ -139,6 +151,9 @@ def load_image_encoder(
     Raises:
         UserError: its weights cannot be reached or used.
     """
+    from genreward_fast.encoders import architectures
+    from genreward_fast.encoders.image import ImageEncoder, read_dino
+
     source = config.source("dino")
     vit = architectures.build_dino(config.preset, config.seed) if source is None else read_dino(source)
     encoder = ImageEncoder(
@@ -155,6 +170,10 @@ def load_text_image_encoder(
     Raises:
         UserError: its weights cannot be reached or used.
     """
+    from genreward_fast.encoders import architectures
+    from genreward_fast.encoders.clip import TextImageEncoder
+    from genreward_fast.encoders.clip_weights import read_clip
+
     source = config.source("clip")
     if source is None:
         model, tokenizer, model_config = architectures.build_clip(config.preset, config.seed)

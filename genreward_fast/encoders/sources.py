@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -74,9 +75,13 @@ def read_model_config(folder: Path, key: str, expected: str, option: str) -> dic
 
 @contextlib.contextmanager
 def loading(what: str, source: str | Path, option: str) -> Iterator[None]:
-    """Turns whatever a library raises about bad weights into one line that names the source and the way out."""
+    """Turns whatever a library raises about bad weights into one line that names the source and the way out.
+
+    Initial weights that a library draws only to overwrite them leave the global generator as it was.
+    """
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     except UserError:
         raise
     except Exception as error:  # a bad folder makes the libraries raise nearly every kind there is

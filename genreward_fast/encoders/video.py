@@ -15,11 +15,6 @@ from genreward_fast.errors import UserError
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
 
 
-def default_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 on CUDA, float32 elsewhere."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-
-
 class VideoEncoder(nn.Module):
     """CogVideoX's causal video autoencoder (arXiv 2408.06072), encoder half: clips to latent means.
 

@@ -29,6 +29,7 @@ _INSTALL = (
     "install a software one with `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0` (EGL) "
     "or `apt-get install libosmesa6`"
 )
+_REMEDY = f"set MUJOCO_GL to another one (egl, osmesa), or {_INSTALL}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Probe:
     works: bool
     device: str = ""
     error: str = ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _loads(backend: str) -> bool:
@@ -91,6 +96,19 @@ def select(*, required: bool = True) -> str:
     raise UserError(f"no OpenGL library to render with (neither libEGL nor libOSMesa loads): {_INSTALL}")
 
 
+def import_mujoco() -> None:
+    """Imports mujoco with the backend of `select`; without one, the simulator still works.
+
+    Raises:
+        UserError: MUJOCO_GL names a backend that is unknown, or whose library is missing.
+    """
+    backend = select(required=False)
+    try:
+        importlib.import_module("mujoco")
+    except Exception as error:  # importing mujoco loads the backend, and each one fails in its own way
+        raise UserError(f"MuJoCo cannot load the OpenGL backend {backend!r} ({_one_line(error)}); {_REMEDY}") from error
+
+
 def make_context(size: int) -> Any:
     """An off-screen OpenGL context, with `make_current()` and `free()`, for square pictures of up to `size` pixels.
 
@@ -102,10 +120,8 @@ def make_context(size: int) -> Any:
         module = importlib.import_module(_MODULES[backend])
         return module.GLContext(size, size)
     except Exception as error:  # every backend fails in its own way: ImportError, RuntimeError, AttributeError, GLError
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"the OpenGL backend {backend!r} cannot make a context ({reason}); "
-            f"set MUJOCO_GL to another one (egl, osmesa), or {_INSTALL}"
+            f"the OpenGL backend {backend!r} cannot make a context ({_one_line(error)}); {_REMEDY}"
         ) from error
 
 
@@ -145,9 +161,7 @@ def probe(timeout: float = 60.0) -> Probe:
 
 def _render_once() -> Probe:
     backend = select()
-    import mujoco
-
-    from genreward_fast.envs.renderer import Renderer
+    from genreward_fast.envs.renderer import Renderer, mujoco
 
     scene = """<mujoco><worldbody><light pos="0 0 3"/><geom type="sphere" size="0.4" rgba="1 0 0 1"/>
         <camera name="view" pos="0 -2 0" euler="90 0 0"/></worldbody></mujoco>"""

@@ -12,7 +12,7 @@ import numpy as np
 from genreward_fast.envs import gl
 from genreward_fast.errors import UserError
 
-gl.select(required=False)  # before mujoco is imported: it reads MUJOCO_GL then
+gl.import_mujoco()
 import mujoco  # noqa: E402
 
 UPSIDE_DOWN = frozenset({"corner", "corner2", "corner3", "corner4"})

@@ -115,7 +115,8 @@ def serve(connection: Connection, memory_fd: int) -> None:
                 return
         message = connection.recv_bytes()
         operation, half, wanted, seed = COMMAND.unpack_from(message)
-        reward, terminated, truncated, info = 0.0, False, False, {}
+        info: dict[str, Any] = {}
+        reward, terminated, truncated = 0.0, False, False
         if operation == RESET:
             env.reset(seed=seed)
         else:

@@ -7,18 +7,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from genreward_fast.encoders.clip import TextImageEncoder
 from genreward_fast.encoders.presets import EncoderConfig, shared_encoders
 from genreward_fast.errors import UserError
 from genreward_fast.goals import goal_files
 from genreward_fast.goals.frames import to_square, uniform_indices
 from genreward_fast.goals.selection import TEMPLATES, select_frame
 from genreward_fast.goals.video_io import read_video
+
+if TYPE_CHECKING:
+    from genreward_fast.encoders.clip import TextImageEncoder
 
 
 @dataclass(frozen=True, eq=False)

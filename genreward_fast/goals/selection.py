@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from genreward_fast.encoders.clip import TextImageEncoder
 from genreward_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from genreward_fast.encoders.clip import TextImageEncoder
 
 TEMPLATES: tuple[str, ...] = (
     "{}",

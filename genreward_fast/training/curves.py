@@ -78,7 +78,9 @@ def draw_curves(folder: Path, path: Path, title: str) -> None:
     for name, color in zip([n for n in names if n.endswith("_raw")], (GREEN, PURPLE, RED, ORANGE)):
         steps, values = series(name)
         label = name.removeprefix("reward/").removesuffix("_raw")
-        axes[2].plot(steps, values, ".-", color=color, linewidth=1.2, markersize=3, label=f"{label} (before its weight)")
+        axes[2].plot(
+            steps, values, ".-", color=color, linewidth=1.2, markersize=3, label=f"{label} (before its weight)"
+        )
     style(axes[2], "generated reward, mean over a window's rows")
 
     for name, (color, label) in LOSSES.items():

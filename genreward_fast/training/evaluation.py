@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.sampling import RandomSampler
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.goals.video_io import write_video
@@ -73,6 +74,7 @@ def evaluate(
     finished: list[list[tuple[float, bool, int]]] = [[] for _ in range(envs)]
     returns, success, lengths = np.zeros(envs), np.zeros(envs, bool), np.zeros(envs, int)
     recorded: list[Tensor] = []
+    sampler = RandomSampler(agent.device, seed)  # its own, so that evaluating changes nothing in training
     with VectorEnv(config, envs, seed=seed, split="eval", sizes=sizes, sizes_at=lambda row: sizes) as workers:
         step, carry = workers.reset(), agent.initial(envs)
         while True:
@@ -90,9 +92,8 @@ def evaluate(
                 break
             if stop():
                 return None
-            action, carry, _ = agent.act(
-                step.frames[AGENT_SIZE].to(agent.device), step.is_first.to(agent.device), carry, mode="mean"
-            )
+            image, is_first = step.frames[AGENT_SIZE].to(agent.device), step.is_first.to(agent.device)
+            action, carry, _ = agent.act(image, is_first, carry, mode="mean", sampler=sampler)
             step = workers.step(action.cpu())
     if video:
         write_video(video, torch.stack(recorded), VIDEO_FPS)

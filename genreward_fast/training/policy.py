@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.agent import Agent, Carry
 from genreward_fast.errors import UserError
 from genreward_fast.training.checkpoint import load_checkpoint
 from genreward_fast.training.device import resolve_device
@@ -36,8 +37,8 @@ def load_agent(run: str | Path, device: str = "auto") -> tuple[RunConfig, Agent]
 class Policy:
     """Chooses actions from images, keeping the world model's state from call to call.
 
-        policy = Policy.load("runs/pick-place")
-        action = policy.act(image)      # call policy.reset() when a new episode starts
+    policy = Policy.load("runs/pick-place")
+    action = policy.act(image)      # call policy.reset() when a new episode starts
     """
 
     def __init__(self, agent: Agent):
@@ -51,9 +52,9 @@ class Policy:
 
     def reset(self) -> None:
         """Forgets the past: the next image is the first of an episode."""
-        self._carry = None
+        self._carry: Carry | None = None
 
-    def act(self, image: np.ndarray | torch.Tensor, mode: str = "mean") -> np.ndarray:
+    def act(self, image: np.ndarray | torch.Tensor, mode: Literal["sample", "mean"] = "mean") -> np.ndarray:
         """The action for what is seen now.
 
         Args:

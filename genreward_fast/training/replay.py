@@ -229,7 +229,7 @@ class Replay:
         return self.index.draw(batch)
 
     def gather(self, index: Tensor) -> Batch:
-        """All fields of the rows at `index` (B, T) int64; no synchronisation, so that a CUDA graph can capture it."""
+        """All fields of the rows at `index` (B, T) int64. A CUDA graph can capture it if the rows are on the GPU."""
         return _batch(index.to(self.store.device), self.store.gather(index, self._names))
 
     def sample(self, batch: int) -> Batch:

@@ -76,7 +76,10 @@ class Summary:
         rows = [
             ("environment steps", f"{self.env_steps}"),
             ("agent updates", f"{self.updates}"),
-            ("episodes", f"{self.episodes}" + (f" ({self.discarded_episodes} discarded)" * (self.discarded_episodes > 0))),
+            (
+                "episodes",
+                f"{self.episodes}" + (f" ({self.discarded_episodes} discarded)" * (self.discarded_episodes > 0)),
+            ),
             ("wall time", f"{duration(self.seconds)} on {self.device}"),
             ("speed", f"{self.steps_per_second:.1f} steps/s"),
             ("episode return", f"{e['return_mean']:.1f} ± {e['return_std']:.1f} over {e['episodes']:.0f} episodes"),

@@ -237,6 +237,16 @@ def test_foreign_checkpoints_are_refused():
                 load(wrong)
 
 
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_incomplete_checkpoints_are_refused(part):
+    agent = Agent(small_config(), ACTIONS, "cpu")
+    state = saved(agent.state_dict())
+    (state["model"] if part == "model" else state["optimizer"]["mu"]).pop("actor.mean.weight")
+    with pytest.raises(UserError, match=r"actor\.mean\.weight") as error:
+        agent.load_state_dict(state)
+    assert "\n" not in str(error.value)
+
+
 def test_policy_state_is_what_acting_needs():
     config = small_config(warmup=1, lr=1e-2)
     agent = Agent(config, ACTIONS, "cpu", seed=1)

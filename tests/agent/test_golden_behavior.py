@@ -112,8 +112,7 @@ def test_imagined_actor_and_critic_losses(golden):
         golden.check([(name, arrays[f"imag/call{call}/{name}"], value) for name, value in results.items()])
         golden.check([(name, arrays[f"imag/mid/{name}"], value) for name, value in mids.items()])
         scales.append(float(spread.scale()))
-    assert scales[0] == 1
-    assert scales[2] > 10
+    assert scales[0] == 1 < scales[2]  # both sides of the limit
     variants = {
         "slowtar": {"slow_target": True},
         "nocontdisc": {"discount": 1 - 1 / float(arrays["cfg/horizon"])},

@@ -219,7 +219,7 @@ def test_an_exception_in_an_environment_is_shown_with_its_traceback():
 def test_a_user_error_in_an_environment_stays_one_line():
     envs = vector(FakeConfig(fail="user", fail_at=1))
     envs.reset()
-    with pytest.raises(UserError, match="^the fake refuses this value$"):
+    with pytest.raises(UserError, match=r"^the fake refuses this value$"):
         envs.step(ZERO)
 
 
@@ -342,6 +342,7 @@ def test_a_size_that_was_not_announced_is_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_pinned_frames_can_be_copied_without_waiting():
     with vector(pin_memory=True) as envs:
         frames = envs.reset().frames[2]

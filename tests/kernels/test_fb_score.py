@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+
 from genreward_fast.kernels import fb_score as module
 from genreward_fast.kernels.fb_score import fb_score, fb_score_reference, fold
-from torch import nn
 
 # rows, features, actions, z, hidden, heads
 SHAPES = [(1, 5, 1, 3, 7, 1), (17, 33, 4, 6, 65, 2), (40, 64, 2, 8, 32, 3), (3, 384, 4, 64, 160, 2)]

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
+
 from genreward_fast.kernels import latent_cosine as module
 from genreward_fast.kernels.latent_cosine import latent_cosine, latent_cosine_reference
-from torch.nn import functional
 
 SHAPES = [(1, 7), (3, 1), (2, 1023), (2, 1024), (5, 1025), (2, 16, 4, 9, 11)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

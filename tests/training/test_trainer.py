@@ -193,9 +193,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
 
 def test_two_processes_cannot_train_in_one_folder(finished, goal):
-    with Trainer(small_config(), finished[0], goal, resume=True):
-        with pytest.raises(UserError, match="another process"):
-            Trainer(small_config(), finished[0], goal, resume=True)
+    with Trainer(small_config(), finished[0], goal, resume=True), pytest.raises(UserError, match="another process"):
+        Trainer(small_config(), finished[0], goal, resume=True)
 
 
 @pytest.mark.parametrize("env_reward", ["dense", "sparse", "none"])
