@@ -32,16 +32,15 @@ def section(title: str) -> Callable[[F], F]:
 class SectionedCommand(click.Command):
     """A command whose help shows its options under the headings made by `section`."""
 
-    def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any):
-        sections: dict[str, list[click.Parameter]] = {"Options": []}
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._sections: dict[str, list[click.Parameter]] = {}
         title = "Options"
-        for parameter in params or []:
+        for parameter in kwargs.pop("params", None) or []:
             if isinstance(parameter, _Heading):
                 title = parameter.title
             else:
-                sections.setdefault(title, []).append(parameter)
-        self._sections = sections
-        super().__init__(*args, params=[p for group in sections.values() for p in group], **kwargs)
+                self._sections.setdefault(title, []).append(parameter)
+        super().__init__(*args, params=[p for group in self._sections.values() for p in group], **kwargs)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, parameters in [*self._sections.items(), ("Help", [self.get_help_option(ctx)])]:

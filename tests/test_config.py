@@ -85,7 +85,7 @@ def test_resume_keeps_what_the_run_was_started_with(tmp_path):
     config.save(tmp_path / "config.json")
     assert resume_config(tmp_path, None, Overrides(alpha=2.0)) == config
     assert resume_config(tmp_path, "tiny", Overrides(steps=99)).train.steps == 99
-    with pytest.raises(UserError, match="--alpha 3.0: differs"):
+    with pytest.raises(UserError, match=r"--alpha 3\.0: differs"):
         resume_config(tmp_path, None, Overrides(alpha=3.0))
     with pytest.raises(UserError, match="--no-video"):
         resume_config(tmp_path, None, Overrides(use_video=False))

@@ -1,4 +1,4 @@
-"""Each room imports only from floors below its own (docs/architecture.md), and rooms on one floor not from each other."""
+"""Each room imports only from floors below its own (docs/architecture.md), never from one beside it."""
 
 import ast
 from pathlib import Path

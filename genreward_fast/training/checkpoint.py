@@ -43,7 +43,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 
 class RunLock:
-    """Keeps two processes from training in one folder; the system releases it when the process ends, however it ends."""
+    """Keeps two processes from training in one folder; the system releases it however the process ends."""
 
     def __init__(self, folder: Path):
         self._file = open(folder / ".lock", "w")  # noqa: SIM115 - held as long as the run

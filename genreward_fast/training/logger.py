@@ -14,7 +14,7 @@ NAME = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The records of `folder/metrics.jsonl`, in order. A last line that a killed process left half-written is skipped."""
+    """The records of `folder/metrics.jsonl`, in order. A line that a killed process left half-written is skipped."""
     path = folder / NAME
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:

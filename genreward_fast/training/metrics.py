@@ -36,4 +36,4 @@ def first_not_finite(values: dict[str, float]) -> str | None:
     """The name of the first value that is NaN or infinite; single losses are looked at before their sum."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     losses = [name for name in bad if "loss" in name and not name.endswith("total")]
-    return (losses or bad or [None])[0]
+    return next(iter(losses or bad), None)

@@ -1,7 +1,7 @@
 """Rewards on their way into the replay: they arrive at a fixed later step, whenever they were computed.
 
-Rows: an episode's row k holds the frame of s_k, the reward of arriving there and the action a_k. A window of T rows that
-starts at row w is complete when row w + T has arrived, because that row carries the environment's reward for the
+Rows: an episode's row k holds the frame of s_k, the reward of arriving there and the action a_k. A window of T rows
+that starts at row w is complete when row w + T has arrived, because that row carries the environment's reward for the
 window's last action. Its scores belong to (s_t, a_t) and are therefore added to the rewards of rows w + 1 .. w + T.
 """
 
@@ -31,7 +31,7 @@ class PendingRewards:
         self._queue: list[_Pending] = []
 
     def add(self, now: int, envs: np.ndarray, starts: np.ndarray, upto: np.ndarray, values: Tensor | None) -> None:
-        """`values` (B, n) will be added to rows starts .. starts + n - 1 of each environment, `delay` steps from now."""
+        """`values` (B, n) will be added to rows starts .. starts + n - 1 of each environment after the delay."""
         self._queue.append(_Pending(now + self.delay, envs, starts, upto, values))
 
     def drop(self, env: int, first_row: int) -> None:

@@ -149,7 +149,7 @@ def goal_lines(goal: Goal, folder: Path) -> list[str]:
         ranked = ", ".join(f"{index} ({score:.3f})" for score, index in zip(top.values.tolist(), top.indices.tolist()))
         lines.append(f"scores  best frames {ranked}; margin over the median {goal.provenance['margin']:+.3f}")
     lines += [f"note    {goal.note}"] if goal.note else []
-    return lines + [f"folder  {folder} (look at {folder / 'contact_sheet.png'})"]
+    return [*lines, f"folder  {folder} (look at {folder / 'contact_sheet.png'})"]
 
 
 def say(line: str) -> None:

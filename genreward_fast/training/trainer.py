@@ -149,9 +149,8 @@ class Trainer:
                 self._stop_if_asked()
                 if time.monotonic() >= self._checkpoint_due:
                     self.save()
-                if train.eval_every and self.rollout.env_steps - self.counters.evaluated_at >= train.eval_every:
-                    if self.rollout.env_steps < train.steps:  # the last evaluation follows the loop
-                        self._evaluate()
+                if self._evaluation_is_due():
+                    self._evaluate()
             progress.show(self.rollout.env_steps, self._status(), force=True)
             progress.end()
             self._read_meters()
@@ -164,6 +163,11 @@ class Trainer:
                 signal.signal(number, handler)
         assert evaluation is not None  # only a signal stops an evaluation, and that has been dealt with
         return self._summarise(evaluation)
+
+    def _evaluation_is_due(self) -> bool:
+        every, now = self.config.train.eval_every, self.rollout.env_steps
+        # The last evaluation follows the loop.
+        return 0 < every <= now - self.counters.evaluated_at and now < self.config.train.steps
 
     def _stop_if_asked(self) -> None:
         if self._stop_signal is not None:
