@@ -32,19 +32,20 @@ def section(title: str) -> Callable[[F], F]:
 class SectionedCommand(click.Command):
     """A command whose help shows its options under the headings made by `section`."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *, params: list[click.Parameter] | None = None, **kwargs: Any):
         self._sections: dict[str, list[click.Parameter]] = {}
         title = "Options"
-        for parameter in kwargs.pop("params", None) or []:
+        for parameter in params or []:
             if isinstance(parameter, _Heading):
                 title = parameter.title
             else:
                 self._sections.setdefault(title, []).append(parameter)
-        super().__init__(*args, params=[p for group in self._sections.values() for p in group], **kwargs)
+        super().__init__(params=[p for group in self._sections.values() for p in group], **kwargs)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, parameters in [*self._sections.items(), ("Help", [self.get_help_option(ctx)])]:
-            records = [record for p in parameters if p is not None and (record := p.get_help_record(ctx))]
+        help_option: list[click.Parameter] = [option for option in [self.get_help_option(ctx)] if option is not None]
+        for title, parameters in (self._sections | {"Help": help_option}).items():
+            records = [record for parameter in parameters if (record := parameter.get_help_record(ctx))]
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)

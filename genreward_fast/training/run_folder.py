@@ -50,8 +50,8 @@ class RunFolder:
     def holds_a_run(self) -> bool:
         return self.config.exists()
 
-    def create(self) -> None:
-        """Makes the folder for a new run.
+    def require_free(self) -> None:
+        """Checks that a new run can be made here; writes nothing.
 
         Raises:
             UserError: a run is already there, other files are, or the path is a file.
@@ -65,7 +65,6 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: is not empty and holds no run (it has {foreign[0]}); name another folder with --out"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def require_run(self) -> None:
         """Raises UserError unless a run is there."""

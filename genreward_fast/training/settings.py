@@ -15,6 +15,7 @@ from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.errors import UserError
 from genreward_fast.files import read_json, write_json
 from genreward_fast.rewards.config import RewardConfig
+from genreward_fast.rewards.registry import REWARDS
 
 ENV_REWARDS = ("dense", "sparse", "none")
 
@@ -80,6 +81,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks what concerns several rooms at once."""
+        if self.reward.name not in REWARDS:
+            raise UserError(f"--reward {self.reward.name}: unknown; use one of {', '.join(sorted(REWARDS))}")
         frames = self.env.steps
         if self.reward.name != "none" and self.reward.window > frames:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from genreward_fast.encoders.presets import Encoders
 from genreward_fast.errors import UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
 from genreward_fast.goals.goal import Goal
+from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.device import describe_device, resolve_device
 from genreward_fast.training.evaluation import Evaluation, evaluate
 from genreward_fast.training.policy import load_agent
 from genreward_fast.training.run_folder import RunFolder
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.summary import Summary
-from genreward_fast.training.trainer import Trainer
+from genreward_fast.training.trainer import ACTION_SIZE, Trainer
 
 ENGINES = ("auto", "torch")
 
@@ -31,35 +33,47 @@ def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, 
     """
     if engine not in ENGINES:
         raise UserError(f"--engine {engine}: not available here; use one of {', '.join(ENGINES)}")
-    device = resolve_device(config.train.device)
     folder = RunFolder(out)
-    if resume:
-        if goal is not None:
-            raise UserError("--goal together with --resume: a run keeps the goal it was started with; leave it out")
-        the_goal = Goal.load(folder.goal) if config.reward.name != "none" else None
-        config.save(folder.config)
-    else:
-        the_goal = Goal.load(goal) if goal is not None else None
-        folder.create()
-        if the_goal is None and config.reward.name != "none":
-            say(f"no --goal: making one from the scripted expert of {config.env.task}")
-            encoders = Encoders(config.encoders, device)
-            the_goal = goal_from_expert(
-                config.env.task,
-                encoders,
-                seed=config.train.seed,
-                camera=config.env.camera,
-                rendering=config.env.rendering,
-                select=frame_choice("auto", encoders),
-            )
-        if the_goal is not None:
-            the_goal.save(folder.goal)
-        config.save(folder.config)
-    with Trainer(config, out, the_goal, resume=resume) as trainer:
-        say(f"{'resuming' if resume else 'training'} {config.env.task} on {describe_device(device)}, in {out}")
-        for note in trainer.notes:
-            say(f"note: {note}")
-        return trainer.run()
+    if resume and goal is not None:
+        raise UserError("--goal together with --resume: a run keeps the goal it was started with; leave it out")
+    folder.require_run() if resume else folder.require_free()
+    device = resolve_device(config.train.device)
+    encoders = Encoders(config.encoders, device)
+    the_goal = None
+    if config.reward.name != "none":
+        source = folder.goal if resume else goal
+        the_goal = Goal.load(source) if source else default_goal(config, encoders)
+    reward = make_reward(config.reward, the_goal, encoders, ACTION_SIZE, device, config.train.seed)
+    notes = [encoders.note] if encoders.note and the_goal is not None else []
+
+    existed = out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with Trainer(config, out, reward, notes=notes, resume=resume) as trainer:
+            if the_goal is not None and not resume:
+                the_goal.save(folder.goal)
+            config.save(folder.config)
+            say(f"{'resuming' if resume else 'training'} {config.env.task} on {describe_device(device)}, in {out}")
+            for note in notes:
+                say(f"note: {note}")
+            return trainer.run()
+    except UserError:
+        if not existed and not folder.config.exists():  # refused before it began: leave nothing behind
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
+    """What a run gets that was given no goal: the task's scripted expert, as seen by the agent's camera."""
+    say(f"no --goal: making one from the scripted expert of {config.env.task}")
+    return goal_from_expert(
+        config.env.task,
+        encoders,
+        seed=config.train.seed,
+        camera=config.env.camera,
+        rendering=config.env.rendering,
+        select=frame_choice("auto", encoders),
+    )
 
 
 def evaluate_run(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genreward_fast.agent.agent import Agent
-from genreward_fast.encoders.presets import Encoders
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.errors import Interrupted, TrainingDiverged
-from genreward_fast.goals.goal import Goal
-from genreward_fast.rewards.registry import make_reward
+from genreward_fast.rewards.base import RewardModel
 from genreward_fast.training.checkpoint import RunLock, load_checkpoint, save_checkpoint
 from genreward_fast.training.curves import draw_curves
 from genreward_fast.training.device import describe_device, resolve_device
@@ -46,13 +45,28 @@ class Trainer:
     Use as a context manager: leaving it ends the workers and closes the files.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, goal: Goal | None, *, resume: bool = False):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        reward: RewardModel,
+        *,
+        notes: Sequence[str] = (),
+        resume: bool = False,
+    ):
         """Makes everything, and with `resume` fills it from the folder's checkpoint.
+
+        Args:
+            config: the settings; `reward` was made from them.
+            folder: an existing folder.
+            notes: what everybody who sees a number of this run must know.
 
         Raises:
             UserError: the device is missing, or a file of the run is missing or damaged.
         """
         self.config = config
+        self.notes = list(notes)
+        self.reward = reward
         self.folder = RunFolder(folder)
         self.device = resolve_device(config.train.device)
         self._stop_signal: int | None = None
@@ -60,10 +74,6 @@ class Trainer:
         train, seed = config.train, config.train.seed
         state = load_checkpoint(folder) if resume else None
 
-        self.encoders = Encoders(config.encoders, self.device)
-        self.reward = make_reward(
-            config.reward, goal, self.encoders, action_size=ACTION_SIZE, device=self.device, seed=seed
-        )
         self.agent = Agent(config.agent, action_size=ACTION_SIZE, device=self.device, seed=seed)
         self.replay = Replay(
             num_envs=train.envs,
@@ -126,11 +136,6 @@ class Trainer:
         self.envs.close()
         self.logger.close()
         self._lock.close()
-
-    @property
-    def notes(self) -> list[str]:
-        """What everybody who sees a number of this run must know."""
-        return [self.encoders.note] if self.encoders.note and self.config.reward.name != "none" else []
 
     def run(self) -> Summary:
         """Trains until `steps`, evaluates, and returns the summary.

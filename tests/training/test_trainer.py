@@ -20,6 +20,7 @@ from genreward_fast.config import Overrides, apply, resolve
 from genreward_fast.encoders.presets import Encoders
 from genreward_fast.errors import TrainingDiverged, UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
+from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.logger import read_metrics
 from genreward_fast.training.policy import Policy
 from genreward_fast.training.settings import RunConfig
@@ -40,6 +41,11 @@ def small_config(**flags) -> RunConfig:
     agent = dataclasses.replace(config.agent, network=SMALL, batch_size=4, batch_length=8)
     fb = dataclasses.replace(config.reward.fb, hidden=16, batch=16, z_dim=8)
     return dataclasses.replace(config, agent=agent, reward=dataclasses.replace(config.reward, fb=fb))
+
+
+def trainer_of(config: RunConfig, folder, goal, *, resume: bool = False) -> Trainer:
+    reward = make_reward(config.reward, goal, Encoders(config.encoders), 4, "cpu")
+    return Trainer(config, folder, reward, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +155,13 @@ def test_the_state_after_loading_is_the_state_that_was_saved(finished, tmp_path,
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    with Trainer(small_config(), run, goal, resume=True) as trainer:
+    with trainer_of(small_config(), run, goal, resume=True) as trainer:
         assert trainer.rollout.env_steps == saved["counters"]["env_steps"]
         assert trainer.counters.updates == saved["counters"]["updates"]
         assert len(trainer.replay) > 0
         first = trainer.replay.sample(4).reward
         state = trainer.agent.state_dict()
-    with Trainer(small_config(), run, goal, resume=True) as again:
+    with trainer_of(small_config(), run, goal, resume=True) as again:
         assert torch.equal(again.replay.sample(4).reward, first)
         assert str(again.agent.state_dict()["model"].keys()) == str(state["model"].keys())
         assert all(torch.equal(again.agent.state_dict()["model"][k], v) for k, v in saved["agent"]["model"].items())
@@ -200,7 +206,7 @@ def test_two_processes_cannot_train_in_one_folder(finished, goal):
 @pytest.mark.parametrize("env_reward", ["dense", "sparse", "none"])
 def test_what_the_environment_pays(env_reward, tmp_path, goal):
     config = small_config(env_reward=env_reward, steps=150, alpha=0.0, beta=0.0)
-    with Trainer(config, _made(tmp_path), goal) as trainer:
+    with trainer_of(config, _made(tmp_path), goal) as trainer:
         while trainer.rollout.env_steps < 150:
             trainer._tick()
         reward = trainer.replay.sample(64).reward
@@ -212,7 +218,7 @@ def test_what_the_environment_pays(env_reward, tmp_path, goal):
 def test_rows_are_withheld_relabelled_and_released_at_a_fixed_step(tmp_path, goal):
     """With the environment paying nothing, what is sampled is exactly the generated reward."""
     config = small_config(env_reward="none", steps=1000, use_fb=False, alpha=16.0, prefill=10_000)
-    with Trainer(config, _made(tmp_path), goal) as trainer:
+    with trainer_of(config, _made(tmp_path), goal) as trainer:
         released = []
         for _ in range(70):
             trainer._tick()
@@ -231,7 +237,7 @@ def test_rows_are_withheld_relabelled_and_released_at_a_fixed_step(tmp_path, goa
 
 def test_a_dead_worker_costs_its_open_episode_only(tmp_path, goal):
     config = small_config(steps=1000, prefill=10_000)
-    with Trainer(config, _made(tmp_path), goal) as trainer:
+    with trainer_of(config, _made(tmp_path), goal) as trainer:
         for _ in range(40):
             trainer._tick()
         victim = trainer.envs._workers[0].process.pid
