@@ -39,16 +39,17 @@ def tiny(task: str) -> RunConfig:
     return RunConfig(
         preset="tiny",
         env=EnvConfig(task=task),
-        agent=AgentConfig(size="tiny", dtype="float32", batch_size=8, batch_length=32),
-        reward=RewardConfig(fb_steps=3000, fb=FBConfig(hidden=256, batch=256)),
+        # A few hundred updates: a small network bears a larger learning rate, and the warm-up must end within them.
+        agent=AgentConfig(size="tiny", dtype="float32", batch_size=8, batch_length=32, lr=3e-4, warmup=50),
+        reward=RewardConfig(fb_steps=2500, fb=FBConfig(hidden=256, batch=256, lr=3e-4)),
         encoders=EncoderConfig(preset="tiny"),
         train=TrainConfig(
-            steps=8000,
+            steps=6000,
             envs=2,
             prefill=1000,
             train_ratio=32,
             replay_capacity=50_000,
-            eval_every=4000,
+            eval_every=3000,
             eval_episodes=10,
             log_every=10,
         ),

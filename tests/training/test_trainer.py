@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
     def poisoned(self, batch):
         metrics, latents = plain_update(self, batch)
-        if self.updates == 7:
+        if self.updates == 12:
             metrics = metrics | {"loss/value": metrics["loss/value"] * float("nan")}
         return metrics, latents
 
@@ -199,8 +199,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
 
 def test_two_processes_cannot_train_in_one_folder(finished, goal):
-    with Trainer(small_config(), finished[0], goal, resume=True), pytest.raises(UserError, match="another process"):
-        Trainer(small_config(), finished[0], goal, resume=True)
+    with (
+        trainer_of(small_config(), finished[0], goal, resume=True),
+        pytest.raises(UserError, match="another process"),
+    ):
+        trainer_of(small_config(), finished[0], goal, resume=True)
 
 
 @pytest.mark.parametrize("env_reward", ["dense", "sparse", "none"])
@@ -240,7 +243,7 @@ def test_a_dead_worker_costs_its_open_episode_only(tmp_path, goal):
     with trainer_of(config, _made(tmp_path), goal) as trainer:
         for _ in range(40):
             trainer._tick()
-        victim = trainer.envs._workers[0].process.pid
+        victim = trainer.envs.pids[0]
         os.kill(victim, signal.SIGKILL)
         for _ in range(60):
             trainer._tick()
