@@ -1,0 +1,109 @@
+"""Rewrites the README's tables from the files in benchmarks/results/. Run it after a benchmark has written one.
+
+usage: python benchmarks/readme_tables.py [--check]     (--check changes nothing; exit code 1 if the README is out of date)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from genreward_fast.files import atomic_path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows(header: list[str], body: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
+
+
+def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+    """(file name, content) of the results whose name matches, in the order of their names."""
+    return [(path.name, json.loads(path.read_text())) for path in sorted(RESULTS.glob(pattern))]
+
+
+def env_table() -> str:
+    """Environment steps per second, and where the time of one goes."""
+    parts = []
+    for name, result in read("env_*.json"):
+        throughput = [
+            [str(entry["workers"]), entry["frames"], f"{entry['steps_per_second']:.0f}"] for entry in result["throughput"]
+        ]
+        times = [[part, f"{milliseconds:.2f}"] for part, milliseconds in result["parts_ms"].items()]
+        parts += [
+            f"**Environments** on {result['renderer']} ({result['machine']}), `{result['task']}`, {result['rendering']} "
+            f"rendering, median; `benchmarks/results/{name}`",
+            rows(["workers", "frames rendered (pixels)", "steps/s"], throughput),
+            rows(["part of one step", "ms"], times),
+        ]
+    return "\n\n".join(parts)
+
+
+def train_table() -> str:
+    """What complete runs took, from their summaries."""
+    body = [
+        [
+            result["label"],
+            result["device"],
+            f"{result['env_steps']}",
+            f"{result['updates']}",
+            f"{result['steps_per_second']:.1f}",
+            f"{result['seconds'] / 60:.1f}",
+            ", ".join(result["notes"]) or "trained",
+            f"`{name}`",
+        ]
+        for name, result in read("train_*.json")
+    ]
+    header = ["**Training**, end to end", "device", "steps", "updates", "steps/s", "minutes", "encoders", "file"]
+    return rows(header, body)
+
+
+def kernels_table() -> str:
+    """Kernels beside eager PyTorch."""
+    body = []
+    for name, result in read("kernel_*.json"):
+        for entry in result["results"]:
+            body.append(
+                [
+                    f"{result['op']}: {entry['variant']}",
+                    entry["shape"],
+                    entry["dtype"],
+                    f"{1000 * entry['ms']:.1f}",
+                    f"{entry['% of limit']:.0f}",
+                    f"`{name}`",
+                ]
+            )
+    device = next((result["limits"]["device"] for _, result in read("kernel_*.json")), "")
+    return rows([f"**Kernels** on {device}", "shape", "dtype", "µs (median)", "% of limit", "file"], body)
+
+
+TABLES = {"env": env_table, "train": train_table, "kernels": kernels_table}
+
+
+def filled(readme: str) -> str:
+    """The README with every table between its markers replaced."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        readme, count = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t()}\n\n{m[2]}", readme, flags=re.S)
+        assert count == 1, f"README.md has no place for the table {name}"
+    return readme
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = filled(before)
+    if "--check" in sys.argv[1:]:
+        return int(before != after)
+    with atomic_path(path) as temporary:
+        temporary.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
