@@ -1,6 +1,8 @@
 """Rewrites the README's tables from the files in benchmarks/results/. Run it after a benchmark has written one.
 
-usage: python benchmarks/readme_tables.py [--check]     (--check changes nothing; exit code 1 if the README is out of date)
+usage: python benchmarks/readme_tables.py [--check]
+
+--check changes nothing, and exits with 1 if the README is out of date.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ def env_table() -> str:
     parts = []
     for name, result in read("env_*.json"):
         throughput = [
-            [str(entry["workers"]), entry["frames"], f"{entry['steps_per_second']:.0f}"] for entry in result["throughput"]
+            [str(entry["workers"]), entry["frames"], f"{entry['steps_per_second']:.0f}"]
+            for entry in result["throughput"]
         ]
         times = [[part, f"{milliseconds:.2f}"] for part, milliseconds in result["parts_ms"].items()]
         parts += [
-            f"**Environments** on {result['renderer']} ({result['machine']}), `{result['task']}`, {result['rendering']} "
-            f"rendering, median; `benchmarks/results/{name}`",
+            f"**Environments**, `{result['task']}`, {result['rendering']} rendering on {result['renderer']} "
+            f"({result['machine']}), medians; `benchmarks/results/{name}`",
             rows(["workers", "frames rendered (pixels)", "steps/s"], throughput),
             rows(["part of one step", "ms"], times),
         ]

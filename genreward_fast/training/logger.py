@@ -82,6 +82,10 @@ class Progress:
             self._stream.write(line + "\n")
         self._stream.flush()
 
+    def restart(self, done: int) -> None:
+        """Measures the rate anew: what has happened since the last line were no steps."""
+        self._recent = (time.monotonic(), done)
+
     def end(self) -> None:
         """Ends the line, so that what is printed next starts on its own."""
         if self._terminal and self._width:

@@ -25,11 +25,14 @@ class Meters:
         """Means since the last reading, then starts anew. Values that are not finite stay as they are."""
         if not self._sums:
             return {}
-        names = list(self._sums)
-        values = torch.stack([self._sums[name] / self._counts[name] for name in names]).tolist()
+        means: dict[str, float] = {}
+        for device in {value.device for value in self._sums.values()}:  # one transfer each
+            names = [name for name, value in self._sums.items() if value.device == device]
+            stacked = torch.stack([self._sums[name] / self._counts[name] for name in names])
+            means |= dict(zip(names, stacked.tolist()))
         self._sums.clear()
         self._counts.clear()
-        return dict(zip(names, values))
+        return means
 
 
 def first_not_finite(values: dict[str, float]) -> str | None:

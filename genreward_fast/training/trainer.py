@@ -156,6 +156,7 @@ class Trainer:
                     self.save()
                 if self._evaluation_is_due():
                     self._evaluate()
+                    progress.restart(self.rollout.env_steps)
             progress.show(self.rollout.env_steps, self._status(), force=True)
             progress.end()
             self._read_meters()

@@ -38,7 +38,7 @@ def run_interpreted():
         pytest.importorskip("triton")
         if INTERPRETED:
             pytest.skip("this is the interpreter's process")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "on_triton", file]
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "on_triton", file]
         environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         root = Path(__file__).parents[2]
         done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
