@@ -85,9 +85,9 @@ def draw_curves(folder: Path, path: Path, title: str) -> None:
 
     for name, (color, label) in LOSSES.items():
         steps, values = series(name)
-        if len(steps) and (values > 0).any():
-            axes[3].plot(steps, np.where(values > 0, values, np.nan), color=color, linewidth=1.2, label=label)
-            axes[3].set_yscale("log")
+        if len(steps):
+            axes[3].plot(steps, values, color=color, linewidth=1.2, label=label)
+            axes[3].set_yscale("symlog", linthresh=1)  # FB's loss may be negative
     style(axes[3], "losses")
 
     with atomic_path(path) as temporary:
