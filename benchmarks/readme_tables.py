@@ -67,22 +67,20 @@ def train_table() -> str:
 
 
 def kernels_table() -> str:
-    """Kernels beside eager PyTorch."""
-    body = []
+    """Each kernel beside eager PyTorch: its reference, and the usual way to write it."""
+    body, device = [], ""
     for name, result in read("kernel_*.json"):
+        op, device = result["op"], result["limits"]["device"]
+        shapes: dict[str, list[dict[str, Any]]] = {}
         for entry in result["results"]:
-            body.append(
-                [
-                    f"{result['op']}: {entry['variant']}",
-                    entry["shape"],
-                    entry["dtype"],
-                    f"{1000 * entry['ms']:.1f}",
-                    f"{entry['% of limit']:.0f}",
-                    f"`{name}`",
-                ]
-            )
-    device = next((result["limits"]["device"] for _, result in read("kernel_*.json")), "")
-    return rows([f"**Kernels** on {device}", "shape", "dtype", "µs (median)", "% of limit", "file"], body)
+            shapes.setdefault(entry.get("shape") or f"{entry['rows']} rows", []).append(entry)
+        for shape, (ours, *peers) in shapes.items():
+            assert ours["variant"] == op
+            times = " / ".join(f"{1000 * peer['ms']:.0f}" for peer in peers)
+            share = f"{ours['% of limit']:.0f}"
+            body.append([f"`{op}`", shape, ours["dtype"], f"{1000 * ours['ms']:.1f}", times, share, f"`{name}`"])
+    header = [f"**Kernels** on {device}", "shape", "dtype", "µs", "eager PyTorch: reference / usual, µs", "% of limit"]
+    return rows([*header, "file"], body)
 
 
 TABLES = {"env": env_table, "train": train_table, "kernels": kernels_table}

@@ -125,6 +125,10 @@ def fb_score_reference(feature: Tensor, action: Tensor, folded: FoldedScore, red
     return values.amin(dim=0) if reduce == "min" else values.mean(dim=0)
 
 
+# Beyond this the library's matrix products are faster (benchmarks/results/kernel_fb_score.json).
+MAX_ROWS = 512
+
+
 @torch.no_grad()
 def fb_score(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str = "min") -> Tensor:
     """r_FB = min or mean over k of F_k(s, a, z_g)·B(g).
@@ -150,7 +154,7 @@ def fb_score(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str =
         raise ValueError(f"feature must be (M, D) and action (M, A), not {tuple(feature.shape)}, {tuple(action.shape)}")
     if feature.shape[1] + action.shape[1] != inputs:
         raise ValueError(f"{feature.shape[1]} features and {action.shape[1]} actions are not the {inputs} inputs of F")
-    if not runs_triton(feature, action, folded.weight1) or len(feature) == 0:
+    if not runs_triton(feature, action, folded.weight1) or not 0 < len(feature) <= MAX_ROWS:
         return fb_score_reference(feature, action, folded, reduce)
     return _launch(feature.contiguous(), action.contiguous(), folded, reduce)
 

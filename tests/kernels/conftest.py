@@ -42,6 +42,8 @@ def run_interpreted():
         environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         root = Path(__file__).parents[2]
         done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
+        if "only 0-dimensional arrays can be converted" in done.stdout:
+            pytest.skip("this version of Triton's interpreter does not run with this version of numpy")
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"\d+ passed", done.stdout), done.stdout
         assert "skipped" not in done.stdout, done.stdout
