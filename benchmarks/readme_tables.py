@@ -30,21 +30,32 @@ def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def env_table() -> str:
-    """Environment steps per second, and where the time of one goes."""
-    parts = []
-    for name, result in read("env_*.json"):
-        throughput = [
-            [str(entry["workers"]), entry["frames"], f"{entry['steps_per_second']:.0f}"]
-            for entry in result["throughput"]
+    """Environment steps per second by renderer, workers and frames; and where the time of one step goes."""
+    results = [result for _, result in read("env_*.json")]
+    if not results:
+        return ""
+    frames = list(dict.fromkeys(entry["frames"] for result in results for entry in result["throughput"]))
+    speeds = []
+    for result in results:
+        for workers in sorted({entry["workers"] for entry in result["throughput"]}):
+            by_frames = {e["frames"]: e["steps_per_second"] for e in result["throughput"] if e["workers"] == workers}
+            cells = [f"{by_frames[name]:.0f}" if name in by_frames else "" for name in frames]
+            speeds.append([renderer(result), str(workers), *cells])
+    parts = list(dict.fromkeys(part for result in results for part in result["parts_ms"]))
+    times = [
+        [part, *(f"{result['parts_ms'][part]:.2f}" if part in result["parts_ms"] else "" for result in results)]
+        for part in parts
+    ]
+    return "\n\n".join(
+        [
+            rows(["**Environment steps/s**, with frames of (pixels)", "workers", *frames], speeds),
+            rows(["**One environment step**, ms (median)", *map(renderer, results)], times),
         ]
-        times = [[part, f"{milliseconds:.2f}"] for part, milliseconds in result["parts_ms"].items()]
-        parts += [
-            f"**Environments**, `{result['task']}`, {result['rendering']} rendering on {result['renderer']} "
-            f"({result['machine']}), medians; `benchmarks/results/{name}`",
-            rows(["workers", "frames rendered (pixels)", "steps/s"], throughput),
-            rows(["part of one step", "ms"], times),
-        ]
-    return "\n\n".join(parts)
+    )
+
+
+def renderer(result: dict[str, Any]) -> str:
+    return f"{result['renderer'].split(' (')[0].split('/')[0]}, {result['machine'].replace('(R)', '')}"
 
 
 def train_table() -> str:
