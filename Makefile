@@ -34,10 +34,12 @@ $(BIN)/python:
 	  { rm -rf $(VENV); echo "python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV): several gigabytes, a few minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV): several gigabytes, a few minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(VENV)/.installed $@
 

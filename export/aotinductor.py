@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shlex
 import shutil
@@ -48,6 +50,10 @@ class AOTInductorBackend:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
     def load(self, path: Path, manifest: Manifest, device: torch.device) -> Engine:
+        # Seen with torch 2.11 on a machine with its own gcc: a package crashes in std::regex while it is loaded, unless
+        # the symbols of the system's C++ library are global.
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
         index = device.index if device.type == "cuda" else -1
         # Without its own locks between threads, so that a CUDA graph can be captured.
         model = torch._inductor.aoti_load_package(str(path), run_single_threaded=True, device_index=index)

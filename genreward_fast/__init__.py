@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from genreward_fast.goals.goal import Goal
     from genreward_fast.rewards.genreward import GenReward
     from genreward_fast.training.policy import Policy
-    from genreward_fast.wrappers import GenRewardVectorEnv
+    from genreward_fast.wrappers import GenRewardEnv, GenRewardVectorEnv
 
 __version__ = "0.1.0"
-__all__ = ["GenReward", "GenRewardVectorEnv", "Goal", "Policy", "UserError"]
+__all__ = ["GenReward", "GenRewardEnv", "GenRewardVectorEnv", "Goal", "Policy", "UserError"]
 
 _HOMES = {
     "GenReward": "genreward_fast.rewards.genreward",
+    "GenRewardEnv": "genreward_fast.wrappers",
     "GenRewardVectorEnv": "genreward_fast.wrappers",
     "Goal": "genreward_fast.goals.goal",
     "Policy": "genreward_fast.training.policy",

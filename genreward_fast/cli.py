@@ -1,4 +1,9 @@
-"""The command line: flags into calls, no logic of its own. Modules that import torch are imported inside commands."""
+"""The command line: flags into calls, no logic of its own. Modules that import torch are imported inside commands.
+
+Click, rather than a library that makes flags out of nested dataclasses: the flags keep the names that are documented
+however the settings are grouped, a flag that was not given can be told from one that was (presets, `--resume`), and
+`--help` imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ import click
 
 from genreward_fast import __version__
 from genreward_fast.cli_options import SectionedCommand, section
-from genreward_fast.errors import Interrupted, UserError
+from genreward_fast.errors import Interrupted, RunFailed, UserError
 
 FOLDER = click.Path(path_type=Path)
 DEVICE_HELP = "auto, cpu, cuda or cuda:N."
@@ -64,7 +69,9 @@ def doctor(json: bool, quiet: bool) -> int:
 @click.option("--device", help=DEVICE_HELP)
 @click.option("--engine", default="auto", help="What runs the encoders: torch, or auto for the fastest there is.")
 @click.option("--out", type=FOLDER, help="The run folder.  [default: runs/TASK-PRESET-DATE]")
-@click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
+@click.option(
+    "--resume", is_flag=True, help="Continue the run in --out from its checkpoint (from step 0 if it has none yet)."
+)
 @section("Reward")
 @click.option("--reward", help="genreward, or none for the environment's reward alone.")
 @click.option("--env-reward", type=click.Choice(["dense", "sparse", "none"]), help="What the environment pays.")
@@ -111,6 +118,8 @@ def train(
 ) -> int:  # fmt: skip
     """Train an agent online, from pixels, with the environment's reward plus a generated one.
 
+    After Ctrl-C, SIGTERM or a crash, --resume continues from the last checkpoint.
+
     A flag that is not given takes the preset's value; the resolved settings are in the run folder's config.json.
     """
     from genreward_fast.config import Overrides, resolve, resume_config
@@ -142,8 +151,8 @@ def evaluate(
     """Evaluate a trained agent on episodes that training never sees: return, success rate, a video."""
     from genreward_fast.training.start import evaluate_run
 
-    result, video, lines = evaluate_run(run_folder, episodes, envs, seed, device)
-    click.echo(json_module.dumps(asdict(result) | {"video": str(video)}, indent=2) if json else "\n".join(lines))
+    evaluated = evaluate_run(run_folder, episodes, envs, seed, device)
+    click.echo(json_module.dumps(evaluated.record(), indent=2) if json else "\n".join(evaluated.lines()))
     return 0
 
 
@@ -163,19 +172,21 @@ def evaluate(
 @click.option(
     "--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark."
 )
-@click.option("--camera", help="Meta-World's camera, with --task.")
+@click.option("--camera", help="Meta-World's camera, with --task: the one that the agent will see through.")
+@click.option("--rendering", type=click.Choice(["fast", "quality"]), help="As the agent will be trained, with --task.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the expert's episode, with --task.")
 @click.option("--device", help=DEVICE_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace a goal that is already in --out.")
 def goal(
-    preset: str, task: str | None, camera: str | None, clip: str | None, weights: str | None, device: str | None,
-    **request: Any,
+    preset: str, task: str | None, camera: str | None, rendering: str | None, clip: str | None, weights: str | None,
+    device: str | None, **request: Any,
 ) -> int:  # fmt: skip
     """Make a goal from a video or from a scripted expert: choose the goal frame, draw the contact sheet."""
     from genreward_fast.config import Overrides, resolve
     from genreward_fast.training.start import make_goal
 
-    config = resolve(preset, Overrides(task=task, camera=camera, clip=clip, weights=weights, device=device))
+    overrides = Overrides(task=task, camera=camera, rendering=rendering, clip=clip, weights=weights, device=device)
+    config = resolve(preset, overrides)
     click.echo("\n".join(make_goal(config, task=task, **request)))
     return 0
 
@@ -184,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        0; 2 for bad input; 1 for a run that diverged, or a machine that cannot train; 128 + n after signal n.
+        0; 2 for bad input; 1 for a run that failed, or a machine that cannot train; 128 + n after signal n.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -197,7 +208,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except UserError as error:
         click.echo(f"genreward: {error}", err=True)
-        return error.exit_code
+        return 2
+    except RunFailed as error:
+        click.echo(f"genreward: {error}", err=True)
+        return 1
+    except OSError as error:  # no space left, no permission: checkpoints are whole or not there
+        if error.filename is None:
+            raise
+        click.echo(f"genreward: {error.filename}: {error.strerror}", err=True)
+        return 1
     except Interrupted as stop:
         click.echo(f"genreward: {stop}", err=True)
         return stop.exit_code

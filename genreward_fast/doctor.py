@@ -23,7 +23,10 @@ class Check:
 
 def run_checks() -> list[Check]:
     """Looks at everything that a command may need. Slow parts (a rendered test picture) take a few seconds."""
-    return [_python(), *_packages(), _gpu(), _triton(), _rendering(), *_engines(), *_weights(), _memory(), _disk()]
+    packages = _packages()
+    if not all(check.ok for check in packages):  # what follows imports them
+        return [_python(), *packages, _memory(), _disk()]
+    return [_python(), *packages, _gpu(), _triton(), _rendering(), *_engines(), *_weights(), _memory(), _disk()]
 
 
 def report_lines(checks: list[Check]) -> list[str]:

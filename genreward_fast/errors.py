@@ -4,13 +4,13 @@
 class UserError(Exception):
     """Bad input. The message is one line: it names the file or the value, and says what to do."""
 
-    exit_code = 2
+
+class RunFailed(Exception):
+    """A run could not go on, through no fault of the input. The last checkpoint is intact."""
 
 
-class TrainingDiverged(UserError):
+class TrainingDiverged(RunFailed):
     """A loss is not finite. The message names the loss and the last good checkpoint."""
-
-    exit_code = 1
 
 
 class Interrupted(Exception):

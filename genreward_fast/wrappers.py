@@ -6,7 +6,8 @@
 When a window closes, `info["genreward"]` holds the reward of each of its rows, (N, T), valid where `info["_genreward"]`
 is true; row j belongs to the transition j - T + 1 steps before the one that `step` returns. What `step` itself pays:
 
-- credit "closing": the sum of the window's rows, at the step that closes it. Any trainer can learn from that.
+- credit "closing", the default: the sum of the window's rows, at the step that closes it. Any trainer can learn from
+  that; a single environment for a trainer that vectorises by itself is `GenRewardEnv`.
 - credit "spread": nothing of it. A trainer with a replay adds the rows to the rewards of the last T transitions that it
   stored for that environment (rows that an earlier window has paid are 0), before it samples them.
 

@@ -59,6 +59,10 @@ def test_help_loads_no_heavy_library():
         (["train", "--engine", "steam"], "--engine steam"),
         (["train", "--window", "300"], "longer than an episode"),
         (["train", "--alpha", "-1"], "--alpha"),
+        (["train", "--seed", str(2**64)], "--seed"),
+        (["train", "--checkpoint-minutes", "nan"], "--checkpoint-minutes"),
+        (["train", "--prefill", "5000", "--fb-steps", "5000"], "FB would never learn"),
+        (["train", "--out", "/dev/null/run"], "/dev/null/run"),
         (["train", "--no-video", "--no-fb"], "--no-fb"),
         (["train", "--resume"], "--out"),
         (["train", "--resume", "--out", "nowhere"], "nowhere: holds no run"),
@@ -77,7 +81,7 @@ def test_help_loads_no_heavy_library():
 def test_bad_input_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    if arguments[0] == "train" and "--resume" not in arguments:
+    if arguments[0] == "train" and not {"--resume", "--out"}.intersection(arguments):
         arguments = [*arguments, "--out", "run"]
     assert says in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []

@@ -35,14 +35,16 @@ def test_every_flag_reaches_exactly_one_room(field):
         "task": "reach", "camera": "corner2", "rendering": "quality", "size": "25M", "dtype": "float32",
         "reward": "none", "credit": "closing", "vae": "x", "dino": "x", "clip": "x", "weights": "random",
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
-        "clip_frames": 8,
+        "clip_frames": 8, "fb_steps": 6000,
     }  # fmt: skip
+    name = {"reward": "name"}.get(field, field)
     before = resolve("paper", Overrides())
+    owners = [room for room in ROOMS if name in {f.name for f in dataclasses.fields(getattr(before, room))}]
+    assert len(owners) == 1, "the first of several rooms would win"
     after = apply(before, Overrides(**{field: values.get(field, 240)}))
     changed = [room for room in ROOMS if getattr(before, room) != getattr(after, room)]
     assert len(changed) == 1
     wanted = values.get(field, 240)
-    name = "name" if field == "reward" else field
     assert getattr(getattr(after, changed[0]), name) == wanted
 
 
@@ -63,6 +65,17 @@ def test_unknown_fields_and_damaged_files_are_refused(tmp_path):
 def test_a_window_longer_than_an_episode_is_refused():
     with pytest.raises(UserError, match="longer than an episode of 64 steps"):
         resolve("tiny", Overrides(episode_length=128, action_repeat=2))
+
+
+def test_the_seed_is_the_runs():
+    assert resolve("tiny", Overrides(seed=7)).train.seed == 7
+    assert resolve("tiny", Overrides(seed=7)).encoders == resolve("tiny", Overrides()).encoders
+
+
+def test_fb_that_would_never_learn_is_refused():
+    with pytest.raises(UserError, match="FB would never learn"):
+        resolve("tiny", Overrides(fb_steps=1000))
+    assert not resolve("tiny", Overrides(fb_steps=1000, use_fb=False)).reward.use_fb
 
 
 def test_nothing_to_learn_from_is_refused():

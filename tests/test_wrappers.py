@@ -138,7 +138,7 @@ def test_closing_pays_the_windows_sum_at_the_step_that_closes_it(mode, interval)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_spread_hands_the_rows_to_the_trainer(mode):
-    record = play(GenRewardVectorEnv(toys(mode), Checking(2, "spread")), 30, mode)
+    record = play(GenRewardVectorEnv(toys(mode), Checking(2), credit="spread"), 30, mode)
     stored = [[], []]  # what a replay would hold: [episode and row, reward] of each transition
     for rows, moved, paid, info in record:
         for env in np.flatnonzero(moved):
@@ -166,11 +166,9 @@ def test_the_environments_own_reward_is_kept_by_default():
         np.testing.assert_allclose(with_env - without, rows % 40 + 1)
 
 
-def test_the_wrappers_credit_overrides_the_rewards():
+def test_step_pays_whatever_the_rewards_own_credit_is():
     mode = AutoresetMode.SAME_STEP
-    record = play(
-        GenRewardVectorEnv(toys(mode), Checking(credit="spread"), credit="closing", env_reward="none"), 4, mode
-    )
+    record = play(GenRewardVectorEnv(toys(mode), Checking(credit="spread"), env_reward="none"), 4, mode)
     assert record[3][2].tolist() == [46, 46]
 
 
@@ -243,6 +241,10 @@ def test_bad_environments_and_options():
         GenRewardEnv(discrete, Checking())
     with pytest.raises(UserError, match="bounds"):
         GenRewardEnv(unbounded, Checking())
+    sized = Checking()
+    sized.action_size = 3
+    with pytest.raises(UserError, match="action_size=3"):
+        GenRewardEnv(Toy(), sized)
     for frames in (lambda: None, lambda: np.zeros((6, 8, 3), np.float32), lambda: np.zeros((6, 8), np.uint8)):
         with pytest.raises(UserError, match="frames"):
             GenRewardEnv(Toy(), Checking(), frames=frames).reset()

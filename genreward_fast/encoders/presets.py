@@ -48,7 +48,7 @@ class EncoderConfig:
         clip_frame_size: side in pixels of the clips' frames; None for the preset's (480 or 128).
         clip_length: frames of a window's clip.
         image_size: side in pixels at which single frames are encoded; None for the preset's (224 or 64).
-        seed: of untrained and random weights.
+        weights_seed: of untrained and random weights. Not the run's seed: all runs share these weights.
 
     Raises:
         UserError: unknown names, or settings that contradict each other.
@@ -62,7 +62,7 @@ class EncoderConfig:
     clip_frame_size: int | None = None
     clip_length: int = 16
     image_size: int | None = None
-    seed: int = 0
+    weights_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.preset not in _SOURCES:
@@ -132,7 +132,7 @@ def load_video_encoder(
     from genreward_fast.encoders.video import VideoEncoder, read_vae
 
     source = config.source("vae")
-    vae = architectures.build_vae(config.preset, config.seed) if source is None else read_vae(source)
+    vae = architectures.build_vae(config.preset, config.weights_seed) if source is None else read_vae(source)
     encoder = VideoEncoder(
         vae,
         size=config.clip_size,
@@ -155,7 +155,7 @@ def load_image_encoder(
     from genreward_fast.encoders.image import ImageEncoder, read_dino
 
     source = config.source("dino")
-    vit = architectures.build_dino(config.preset, config.seed) if source is None else read_dino(source)
+    vit = architectures.build_dino(config.preset, config.weights_seed) if source is None else read_dino(source)
     encoder = ImageEncoder(
         vit, size=config.feature_size, dtype=dtype or default_dtype(device), note=config.note_of("dino")
     )
@@ -176,7 +176,7 @@ def load_text_image_encoder(
 
     source = config.source("clip")
     if source is None:
-        model, tokenizer, model_config = architectures.build_clip(config.preset, config.seed)
+        model, tokenizer, model_config = architectures.build_clip(config.preset, config.weights_seed)
     else:
         model, tokenizer, model_config = read_clip(source, architecture="ViT-B-32")
     encoder = TextImageEncoder(

@@ -11,6 +11,9 @@ from genreward_fast.errors import UserError
 CAMERAS: tuple[str, ...] = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 """The cameras that every Meta-World model has."""
 
+ACTION_SIZE = 4
+"""Displacement of the hand (3) and effort of the gripper, in every task."""
+
 Rendering = Literal["fast", "quality"]
 
 

@@ -16,11 +16,10 @@ import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.env_dict import ENV_CLS_MAP
 
-from genreward_fast.envs.env_config import CAMERAS, EnvConfig
+from genreward_fast.envs.env_config import ACTION_SIZE, CAMERAS, EnvConfig
 
 __all__ = ["ACTION_SIZE", "CAMERAS", "STATE_SIZE", "EnvConfig", "MetaWorldEnv", "make"]
 
-ACTION_SIZE = 4
 STATE_SIZE = 39
 
 # What Meta-World's `reset_model` changes in the model, over all 50 tasks.

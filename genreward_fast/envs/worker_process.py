@@ -9,7 +9,7 @@ import tempfile
 
 from genreward_fast.envs.subprocesses import python_command, python_environment
 from genreward_fast.envs.worker import EXCEPTION, OK, REPLY, USER_ERROR, Setup
-from genreward_fast.errors import UserError
+from genreward_fast.errors import RunFailed, UserError
 
 # One thread each: there is a worker for every environment, so more would only take turns on the same cores. The last
 # one is Mesa's software renderer, which otherwise starts a thread for every core.
@@ -22,7 +22,7 @@ _SINGLE_THREADED = {
 _TAIL = 4000  # characters of a dead worker's output to show
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunFailed):
     """An environment raised an exception, or its workers keep dying. The message holds the worker's own traceback."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genreward_fast.goals.frames import uniform_indices
 
-_MAX_FRAMES = 25
+_MAX_FRAMES = 49  # what the video model generates
 _BACKGROUND = (250, 250, 250)
 _INK = (32, 32, 32)
 _FAINT = (120, 120, 120)
@@ -27,10 +27,10 @@ def contact_sheet(
     *,
     title: str = "",
     note: str = "",
-    columns: int = 5,
+    columns: int | None = None,
     tile_width: int = 240,
 ) -> Image.Image:
-    """Draws up to 25 frames, evenly spaced, and the selected one among them, each with its index and score.
+    """Draws up to 49 frames, evenly spaced, and the selected one among them, each with its index and score.
 
     The bar below a frame is its score between the lowest and the highest of all frames.
 
@@ -40,13 +40,14 @@ def contact_sheet(
         scores: (T,) float.
         title: a line above the frames, cut off where it does not fit.
         note: a fainter line below it.
+        columns: 5 for up to 25 frames and 7 for more, if not given.
     """
     total, height, width = frames.shape[:3]
     shown = list(range(total)) if total <= _MAX_FRAMES else uniform_indices(total, _MAX_FRAMES)
     if selected not in shown:
         nearest = min(range(len(shown)), key=lambda i: abs(shown[i] - selected))
         shown[nearest] = selected
-    columns = min(columns, len(shown))
+    columns = min(columns or (5 if len(shown) <= 25 else 7), len(shown))
     tile_height = max(1, round(tile_width * height / width))
     gap, label = 14, 34
     cell_width, cell_height = tile_width + gap, tile_height + label + gap

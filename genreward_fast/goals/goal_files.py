@@ -113,7 +113,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if RECORD not in found or found - FILES:
         raise UserError(f"{folder}: holds other files; choose another folder for the goal")
     if not overwrite:
-        raise UserError(f"{folder}: already holds a goal; choose another folder, or overwrite it")
+        raise UserError(f"{folder}: already holds a goal; choose another folder, or --overwrite it")
 
 
 def _swap(new: Path, folder: Path) -> None:

@@ -35,6 +35,7 @@ class GenReward:
         frames, learn_steps, frozen: see `RewardModel`.
         config: its settings.
         credit: which rows are paid; see `RewardConfig`.
+        action_size: A, as given.
         note: what every output made with it must say about the encoders; "" if their weights are trained.
     """
 
@@ -66,6 +67,7 @@ class GenReward:
         """
         self.config = config = config or RewardConfig()
         self.credit: Credit = config.credit
+        self.action_size = action_size
         self.device = torch.device(device)
         self._identity: dict[str, Any] = {"reward": "genreward", "action size": action_size}
         self._video: VideoReward | None = None

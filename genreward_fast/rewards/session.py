@@ -35,7 +35,7 @@ class RewardSession:
         action_space: gymnasium.Space,
         frames: Frames,
         *,
-        credit: Credit | None = None,
+        credit: Credit = "closing",
         env_reward: Literal["dense", "none"] = "dense",
         train_reward: bool = True,
         update_every: int = 8,
@@ -50,7 +50,8 @@ class RewardSession:
             num_envs: N.
             action_space: of one environment.
             frames: returns the present frames of all environments, (N, H, W, 3) uint8 or a sequence of (H, W, 3).
-            credit: "closing" or "spread"; the reward's own by default.
+            credit: "closing" or "spread", see the top of `genreward_fast/wrappers.py`. The reward's own credit says how
+                a window's rows share its value; this one, whether `step` pays their sum or the trainer adds the rows.
             env_reward: whether the environment's own reward is kept ("dense") or dropped ("none").
             train_reward: whether a reward that learns is trained here, and frozen after its `learn_steps`.
             update_every: environment steps, over all environments, between two of its updates.
@@ -60,7 +61,7 @@ class RewardSession:
             seed: of the pairs that are drawn.
 
         Raises:
-            UserError: an option has no such value, or the actions are not a bounded Box.
+            UserError: an option has no such value, or the actions are not a bounded Box of the reward's action size.
         """
         if not isinstance(action_space, gymnasium.spaces.Box):
             raise UserError(f"the generated reward needs continuous actions (a Box), not {action_space}")
@@ -68,9 +69,9 @@ class RewardSession:
             raise UserError(
                 "the generated reward needs actions with finite bounds; wrap the environment to give it some"
             )
-        self.credit = credit or getattr(reward, "credit", "closing")
-        if self.credit not in ("closing", "spread"):
-            raise UserError(f"credit must be closing or spread, not {self.credit!r}")
+        self.credit = credit
+        if credit not in ("closing", "spread"):
+            raise UserError(f"credit must be closing or spread, not {credit!r}")
         if env_reward not in ("dense", "none"):
             raise UserError(f"env_reward must be dense or none, not {env_reward!r}")
         if update_every < 1 or not 1 <= batch_size <= memory:
@@ -90,6 +91,9 @@ class RewardSession:
         self._low = np.asarray(action_space.low, np.float64).reshape(-1)
         self._high = np.asarray(action_space.high, np.float64).reshape(-1)
         actions = len(self._low)
+        expected = getattr(reward, "action_size", actions)
+        if expected != actions:
+            raise UserError(f"the reward was made with action_size={expected}, but the actions have {actions} numbers")
         self.windows = WindowCollector(reward.frames, num_envs, actions, self.device)
         self.memory: PairMemory | None = None
         if train_reward and not reward.frozen:

@@ -29,7 +29,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     """
     path = Path(folder) / NAME
     if not path.is_file():
-        raise UserError(f"{path}: no checkpoint there; name the folder of a run (--out of genreward train)")
+        raise UserError(f"{path}: no checkpoint yet; a run writes its first one after --checkpoint-minutes")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for damaged files
@@ -43,15 +43,25 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 
 class RunLock:
-    """Keeps two processes from training in one folder; the system releases it however the process ends."""
+    """Keeps two processes from training in one folder; the system releases it however the process ends.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written.
+    """
 
     def __init__(self, folder: Path):
-        self._file = open(folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
+        try:
+            self._file = open(folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise UserError(f"{folder}: another process is training in this folder; wait for it or use --out") from None
 
-    def close(self) -> None:
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()

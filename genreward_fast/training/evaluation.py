@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.agent.sampling import RandomSampler
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.goals.video_io import write_video
 from genreward_fast.training.statistics import wilson_interval
 
-AGENT_SIZE = 64
 VIDEO_SIZE = 256
 VIDEO_FPS = 30
 
@@ -70,7 +70,7 @@ def evaluate(
     """
     envs = min(envs, episodes)
     quota = [episodes // envs + (env < episodes % envs) for env in range(envs)]
-    sizes = (AGENT_SIZE, VIDEO_SIZE) if video else (AGENT_SIZE,)
+    sizes = (IMAGE_SIZE, VIDEO_SIZE) if video else (IMAGE_SIZE,)
     finished: list[list[tuple[float, bool, int]]] = [[] for _ in range(envs)]
     returns, success, lengths = np.zeros(envs), np.zeros(envs, bool), np.zeros(envs, int)
     recorded: list[Tensor] = []
@@ -92,7 +92,7 @@ def evaluate(
                 break
             if stop():
                 return None
-            image, is_first = step.frames[AGENT_SIZE].to(agent.device), step.is_first.to(agent.device)
+            image, is_first = step.frames[IMAGE_SIZE].to(agent.device), step.is_first.to(agent.device)
             action, carry, _ = agent.act(image, is_first, carry, mode="mean", sampler=sampler)
             step = workers.step(action.cpu())
     if video:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from genreward_fast.files import atomic_path
 
 NAME = "metrics.jsonl"
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of `folder/metrics.jsonl`, in order. A line that a killed process left half-written is skipped."""
     path = folder / NAME
     records = []
@@ -28,17 +29,24 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 class Logger:
     """Writes records of {name: number}, each with the environment step that it belongs to."""
 
-    def __init__(self, folder: Path, resume_step: int | None = None):
-        """`resume_step`: records after it, left by a process that was killed, are dropped; they will come again."""
+    def __init__(self, folder: Path, step: int = 0, notes: Sequence[str] = ()):
+        """
+        Args:
+            step: where the run goes on. Records after it, left by a process that was killed, come again: they go.
+            notes: what everybody who sees these numbers must know; written once, at the start.
+        """
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._path = folder / NAME
-        if resume_step is not None:
-            kept = [record for record in read_metrics(folder) if record["step"] <= resume_step]
-            with atomic_path(self._path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        kept = [record for record in read_metrics(folder) if record["step"] <= step]
+        if step == 0:
+            kept = [{"step": 0, "notes": list(notes)}] if notes else []
+        with atomic_path(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self._path, "a")  # noqa: SIM115 - open as long as the run
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        for note in notes:
+            self._board.add_text("notes", note, step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")

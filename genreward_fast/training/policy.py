@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from genreward_fast.agent.agent import Agent, Carry
+from genreward_fast.agent.config import IMAGE_SIZE
+from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.errors import UserError
 from genreward_fast.training.checkpoint import load_checkpoint
 from genreward_fast.training.device import resolve_device
 from genreward_fast.training.run_folder import RunFolder
 from genreward_fast.training.settings import RunConfig
-
-ACTION_SIZE = 4
 
 
 def load_agent(run: str | Path, device: str = "auto") -> tuple[RunConfig, Agent]:
@@ -70,7 +70,7 @@ class Policy:
         frames = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
         single = frames.ndim == 3
         frames = frames[None] if single else frames
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (64, 64, 3):
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
             raise UserError(
                 f"policy.act needs (64, 64, 3) or (N, 64, 64, 3) uint8 images, not {tuple(frames.shape)} {frames.dtype}"
             )

@@ -62,7 +62,7 @@ class RowStore:
 
     def index(self, positions: np.ndarray) -> Tensor:
         """Host positions as an int64 tensor beside the arrays."""
-        return torch.from_numpy(np.ascontiguousarray(positions, np.int64)).to(self.storage)
+        return torch.from_numpy(np.ascontiguousarray(positions, np.int64)).to(self.storage, non_blocking=True)
 
     def gather(self, index: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Rows at `index` (...), one operation a field, each as (..., *row shape) on `device`."""

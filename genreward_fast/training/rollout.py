@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.rewards.base import RewardModel, total
 from genreward_fast.rewards.windows import ClosedWindows, WindowCollector
@@ -17,8 +18,6 @@ from genreward_fast.training.metrics import Meters
 from genreward_fast.training.pending import PendingRewards
 from genreward_fast.training.replay import Replay
 from genreward_fast.types import EnvStep
-
-AGENT_SIZE = 64
 
 
 class NotFinite(Exception):
@@ -76,11 +75,8 @@ class Rollout:
             NotFinite: the agent chose an action that is NaN or infinite.
         """
         step, device = self._step, self.agent.device
-        self._discard(step)
-        closed = self._close_windows(step)
-        image = step.frames[AGENT_SIZE].to(device)
-        feature = self._observe(step)
-        action, self._carry, latents = self.agent.act(image, step.is_first.to(device), self._carry)
+        image = step.frames[IMAGE_SIZE].to(device, non_blocking=True)
+        action, self._carry, latents = self.agent.act(image, step.is_first.to(device, non_blocking=True), self._carry)
         if random:
             action = (torch.rand(action.shape, generator=self.generator) * 2 - 1).to(device)
             self._carry = replace(self._carry, action=action)
@@ -88,8 +84,12 @@ class Rollout:
         if not on_host.isfinite().all():
             raise NotFinite("the policy's action is not finite")
         self.envs.send(on_host)
-        self._action = action
 
+        # What follows overlaps with the simulators; the frames stay as they are until the next `send`.
+        self._discard(step)
+        closed = self._close_windows(step)
+        feature = self._observe(step)
+        self._action = action
         rows = self.replay.append(
             image=image,
             action=action,
@@ -147,7 +147,7 @@ class Rollout:
         everyone = np.arange(len(step.row))
         feature = None
         if spec.feature_size:
-            feature = self.reward.features(step.frames[spec.feature_size].to(device))
+            feature = self.reward.features(step.frames[spec.feature_size].to(device, non_blocking=True))
             self._windows.observe_features(everyone, feature)
         going_on = np.flatnonzero(~step.is_last.numpy())  # nothing is done on seeing an episode's last frame
         _, for_clips = self._windows.wanted(going_on)

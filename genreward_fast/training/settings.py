@@ -20,6 +20,12 @@ from genreward_fast.rewards.registry import REWARDS
 ENV_REWARDS = ("dense", "sparse", "none")
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError unless every random generator takes the seed."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must lie between 0 and 2^63 - 1, but is {seed}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop's own settings.
@@ -59,8 +65,9 @@ class TrainConfig:
         for name, least in [("steps", 1), ("envs", 1), ("eval_episodes", 1), ("log_every", 1), ("replay_capacity", 1)]:
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
-        for name in ("seed", "prefill", "release_delay", "eval_every", "checkpoint_minutes"):
-            if getattr(self, name) < 0:
+        check_seed(self.seed)
+        for name in ("prefill", "release_delay", "eval_every", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:  # NaN is refused, too
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
         if not 0 < self.train_ratio < float("inf"):
             raise UserError(f"--train-ratio must be a positive number, not {self.train_ratio}")
@@ -89,6 +96,11 @@ class RunConfig:
                 f"--window {self.reward.window} is longer than an episode of {frames} steps: no window would ever "
                 f"close; lower --window or raise --episode-length"
             )
+        if self.reward.name == "genreward" and self.reward.use_fb and self.reward.fb_steps <= self.train.prefill:
+            raise UserError(
+                f"--fb-steps {self.reward.fb_steps}: FB would never learn, since updates begin after the first "
+                f"{self.train.prefill} steps (--prefill); raise --fb-steps, or use --no-fb"
+            )
         if self.reward.name == "none" and self.train.env_reward == "none":
             raise UserError("--reward none together with --env-reward none leaves nothing to learn from; change one")
 
@@ -97,7 +109,7 @@ class RunConfig:
 
     @staticmethod
     def load(path: str | Path) -> RunConfig:
-        """Reads `config.json` strictly: unknown or missing fields are refused.
+        """Reads `config.json`: unknown fields are refused, missing ones take their defaults.
 
         Raises:
             UserError: the file is missing, damaged, or of another version.

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from genreward_fast.encoders.presets import Encoders
+from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.errors import UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
 from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.registry import make_reward
+from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.device import describe_device, resolve_device
 from genreward_fast.training.evaluation import Evaluation, evaluate
 from genreward_fast.training.policy import load_agent
 from genreward_fast.training.run_folder import RunFolder
-from genreward_fast.training.settings import RunConfig
+from genreward_fast.training.settings import RunConfig, check_seed
 from genreward_fast.training.summary import Summary
-from genreward_fast.training.trainer import ACTION_SIZE, Trainer
+from genreward_fast.training.trainer import Trainer
 
 ENGINES = ("auto", "torch")
 
@@ -25,7 +29,8 @@ ENGINES = ("auto", "torch")
 def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, engine: str) -> Summary:
     """Trains in the folder `out` and returns the summary.
 
-    Everything that can be wrong with the input is looked at before the first file is written.
+    Everything that can be wrong with the input is looked at before the first file is written. A run that was killed
+    before its first checkpoint is resumed at step 0, with its settings and its goal.
 
     Raises:
         UserError: bad input.
@@ -46,21 +51,31 @@ def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, 
     reward = make_reward(config.reward, the_goal, encoders, ACTION_SIZE, device, config.train.seed)
     notes = [encoders.note] if encoders.note and the_goal is not None else []
 
-    existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with Trainer(config, out, reward, notes=notes, resume=resume) as trainer:
-            if the_goal is not None and not resume:
+    created = folder.create()
+    with RunLock(out):
+        folder.remove_leftovers()
+        if not resume:
+            if the_goal is not None:
                 the_goal.save(folder.goal)
             config.save(folder.config)
-            say(f"{'resuming' if resume else 'training'} {config.env.task} on {describe_device(device)}, in {out}")
+        try:
+            trainer = Trainer(config, out, reward, notes=notes, resume=folder.checkpoint.exists())
+        except UserError:
+            if created:
+                shutil.rmtree(out, ignore_errors=True)
+            elif not resume:
+                folder.remove_run()
+            raise
+        with trainer:
+            if resume:
+                config.save(folder.config)
+            doing = f"resuming at step {trainer.rollout.env_steps}:" if resume else "training"
+            say(f"{doing} {config.env.task} on {describe_device(device)}, in {out}")
             for note in notes:
                 say(f"note: {note}")
+            if reward.learn_steps >= config.train.steps:
+                say(f"note: FB learns for {reward.learn_steps} steps (--fb-steps): within this run it pays nothing")
             return trainer.run()
-    except UserError:
-        if not existed and not folder.config.exists():  # refused before it began: leave nothing behind
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
@@ -76,10 +91,8 @@ def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
     )
 
 
-def evaluate_run(
-    run: Path, episodes: int, envs: int | None, seed: int | None, device: str
-) -> tuple[Evaluation, Path, list[str]]:
-    """Evaluates the checkpoint of a run: the result, the video's path, and the lines to print.
+def evaluate_run(run: Path, episodes: int, envs: int | None, seed: int | None, device: str) -> EvaluatedRun:
+    """Evaluates the checkpoint of a run.
 
     Raises:
         UserError: no run there, a damaged file, or a number below 1.
@@ -87,8 +100,8 @@ def evaluate_run(
     for name, value in (("episodes", episodes), ("envs", envs)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}")
-    if seed is not None and seed < 0:
-        raise UserError(f"--seed must not be negative, but is {seed}")
+    if seed is not None:
+        check_seed(seed)
     config, agent = load_agent(run, device)
     folder = RunFolder(run)
     result = evaluate(
@@ -100,14 +113,33 @@ def evaluate_run(
         video=folder.video,
     )
     assert result is not None
-    lines = [
-        f"task      {config.env.task}",
-        f"episodes  {result.episodes}",
-        f"return    {result.return_mean:.1f} ± {result.return_std:.1f}",
-        f"success   {result.success:.0%} (95% interval {result.success_low:.0%} to {result.success_high:.0%})",
-        f"video     {folder.video}",
-    ]
-    return result, folder.video, lines
+    notes = [f"trained with {config.encoders.note}"] if config.encoders.note and config.reward.name != "none" else []
+    return EvaluatedRun(config.env.task, result, folder.video, notes)
+
+
+class EvaluatedRun(NamedTuple):
+    """What `evaluate_run` found, where the video is, and what must be known about the agent."""
+
+    task: str
+    result: Evaluation
+    video: Path
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """The result as it is printed."""
+        result = self.result
+        return [
+            f"task      {self.task}",
+            f"episodes  {result.episodes}",
+            f"return    {result.return_mean:.1f} ± {result.return_std:.1f}",
+            f"success   {result.success:.0%} (95% interval {result.success_low:.0%} to {result.success_high:.0%})",
+            f"video     {self.video}",
+            *(f"note      {note}" for note in self.notes),
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return {"task": self.task, **asdict(self.result), "video": str(self.video), "notes": self.notes}
 
 
 def make_goal(
@@ -130,13 +162,20 @@ def make_goal(
         raise UserError("give either --task (a scripted expert shows the goal) or --video FILE together with --text")
     if video is not None and not text:
         raise UserError(f"--video {video}: needs --text, the task in words, to choose the goal frame")
+    check_seed(seed)
     encoders = Encoders(config.encoders, resolve_device(config.train.device))
     select = frame_choice(frame, encoders)
     if video is not None:
         goal = Goal.from_video(video, str(text), select=select, encoder=encoders.text_image)
     else:
         goal = goal_from_expert(
-            config.env.task, encoders, seed=seed, camera=config.env.camera, text=text, select=select
+            config.env.task,
+            encoders,
+            seed=seed,
+            camera=config.env.camera,
+            rendering=config.env.rendering,
+            text=text,
+            select=select,
         )
     goal.save(out, overwrite=overwrite)
     return goal_lines(goal, out)

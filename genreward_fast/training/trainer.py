@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.config import IMAGE_SIZE
+from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.errors import Interrupted, TrainingDiverged
 from genreward_fast.rewards.base import RewardModel
-from genreward_fast.training.checkpoint import RunLock, load_checkpoint, save_checkpoint
+from genreward_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from genreward_fast.training.curves import draw_curves
 from genreward_fast.training.device import describe_device, resolve_device
 from genreward_fast.training.evaluation import Evaluation, evaluate
 from genreward_fast.training.logger import Logger, Progress
 from genreward_fast.training.metrics import Meters, first_not_finite
 from genreward_fast.training.replay import Replay
-from genreward_fast.training.rollout import AGENT_SIZE, NotFinite, Rollout
+from genreward_fast.training.rollout import NotFinite, Rollout
 from genreward_fast.training.run_folder import RunFolder
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.summary import Summary
 
-ACTION_SIZE = 4
 FREEZE_BATCHES = 8
 
 
@@ -58,7 +59,7 @@ class Trainer:
 
         Args:
             config: the settings; `reward` was made from them.
-            folder: an existing folder.
+            folder: an existing folder, in which nobody else trains (`RunLock`).
             notes: what everybody who sees a number of this run must know.
 
         Raises:
@@ -70,7 +71,6 @@ class Trainer:
         self.folder = RunFolder(folder)
         self.device = resolve_device(config.train.device)
         self._stop_signal: int | None = None
-        self._lock = RunLock(folder)
         train, seed = config.train, config.train.seed
         state = load_checkpoint(folder) if resume else None
 
@@ -88,7 +88,7 @@ class Trainer:
             seed=seed,
         )
         frames, rows = self.reward.frames, config.env.steps
-        sizes = tuple(sorted({AGENT_SIZE, frames.feature_size, frames.clip_size} - {0}))
+        sizes = tuple(sorted({IMAGE_SIZE, frames.feature_size, frames.clip_size} - {0}))
         self.envs = VectorEnv(
             config.env,
             train.envs,
@@ -97,7 +97,7 @@ class Trainer:
             sizes=sizes,
             pin_memory=self.device.type == "cuda",
             sizes_at=lambda row: tuple(
-                sorted({AGENT_SIZE, *(frames.sizes_at(row) if row < rows else (frames.feature_size,))} - {0})
+                sorted({IMAGE_SIZE, *(frames.sizes_at(row) if row < rows else (frames.feature_size,))} - {0})
             ),
         )
         self.counters = Counters()
@@ -120,7 +120,7 @@ class Trainer:
         except BaseException:
             self.envs.close()
             raise
-        self.logger = Logger(folder, resume_step=self.rollout.env_steps if resume else None)
+        self.logger = Logger(folder, self.rollout.env_steps, self.notes)
         self._checkpoint_due = time.monotonic() + 60 * train.checkpoint_minutes
         self._started = time.monotonic() - self.counters.seconds
 
@@ -135,7 +135,6 @@ class Trainer:
     def __exit__(self, *_: object) -> None:
         self.envs.close()
         self.logger.close()
-        self._lock.close()
 
     def run(self) -> Summary:
         """Trains until `steps`, evaluates, and returns the summary.
@@ -159,7 +158,6 @@ class Trainer:
                     progress.restart(self.rollout.env_steps)
             progress.show(self.rollout.env_steps, self._status(), force=True)
             progress.end()
-            self._read_meters()
             self.save()
             evaluation = self._evaluate(video=True)
             self._stop_if_asked()
@@ -222,8 +220,8 @@ class Trainer:
     def _pairs(self) -> Any:
         return self.replay.sample_pairs(self.config.reward.fb.batch)
 
-    def _read_meters(self) -> dict[str, float]:
-        """Reads the running means: the one place where the loop waits for the device."""
+    def _read_meters(self) -> None:
+        """Logs the running means, and stops the run if one of them is not finite."""
         values = self.meters.read() | self.rollout.meters.read()
         if bad := first_not_finite(values):
             raise self._diverged(f"{bad} is {values[bad]}")
@@ -233,7 +231,6 @@ class Trainer:
             values |= {"replay/rows": float(len(self.replay)), "env/restarts": float(self.envs.restarts)}
             values["env/discarded_episodes"] = float(self.rollout.discarded_episodes)
             self.logger.write(self.rollout.env_steps, values)
-        return values
 
     def _diverged(self, what: str) -> TrainingDiverged:
         kept = f"the last good checkpoint is {self.folder.checkpoint}"

@@ -65,7 +65,7 @@ def test_untrained_weights_ignore_and_keep_the_global_generator() -> None:
         prints.append([encoder.fingerprint for encoder in encoders])
         assert torch.equal(state, torch.random.get_rng_state())
     assert prints[0] == prints[1]
-    other = EncoderConfig(preset="tiny", seed=1)
+    other = EncoderConfig(preset="tiny", weights_seed=1)
     assert load_image_encoder(other).fingerprint != prints[0][1]
 
 
@@ -109,7 +109,7 @@ def test_paper_sources() -> None:
 
 def test_shared_encoders_are_shared() -> None:
     assert shared_encoders(TINY) is shared_encoders(EncoderConfig(preset="tiny"), torch.device("cpu"))
-    assert shared_encoders(TINY) is not shared_encoders(EncoderConfig(preset="tiny", seed=1))
+    assert shared_encoders(TINY) is not shared_encoders(EncoderConfig(preset="tiny", weights_seed=1))
 
 
 def test_tiny_has_no_trained_weights_yet_and_says_so() -> None:

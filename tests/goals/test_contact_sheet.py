@@ -10,7 +10,7 @@ ORANGE = (214, 84, 16)
 
 
 def greys(count: int) -> torch.Tensor:
-    return torch.arange(count).mul(4).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 20, 40, 3).contiguous()
+    return torch.arange(count).mul(2).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 20, 40, 3).contiguous()
 
 
 def shown(image: np.ndarray, tile: tuple[int, int] = (240, 120), top: int = 14, gap: int = 14) -> list[int]:
@@ -18,7 +18,7 @@ def shown(image: np.ndarray, tile: tuple[int, int] = (240, 120), top: int = 14, 
     width, height = tile[0] + gap, tile[1] + 34 + gap
     rows, columns = (image.shape[0] - top) // height, (image.shape[1] - gap) // width
     centres = [(top + r * height + 60, gap + c * width + 120) for r in range(rows) for c in range(columns)]
-    return [int(image[y, x, 0]) // 4 if image[y, x, 0] < 245 else -1 for y, x in centres]
+    return [int(image[y, x, 0]) // 2 if image[y, x, 0] < 245 else -1 for y, x in centres]
 
 
 def orange(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -36,13 +36,19 @@ def test_all_frames_in_order_and_the_chosen_one_framed() -> None:
     assert right == left + 249
 
 
-@pytest.mark.parametrize("selected", [0, 29, 48])
-def test_25_of_many_and_the_chosen_one_among_them(selected: int) -> None:
-    frames = shown(np.asarray(contact_sheet(greys(49), selected)))
-    assert len(frames) == 25
+@pytest.mark.parametrize("selected", [0, 29, 96])
+def test_49_of_many_and_the_chosen_one_among_them(selected: int) -> None:
+    frames = shown(np.asarray(contact_sheet(greys(97), selected, columns=5)))
+    frames = [frame for frame in frames if frame >= 0]
+    assert len(frames) == 49
     assert frames == sorted(set(frames))
     assert selected in frames
-    assert {0, 48} <= set(frames)
+    assert {0, 96} <= set(frames)
+
+
+def test_all_frames_of_a_generated_video() -> None:
+    frames = shown(np.asarray(contact_sheet(greys(49), 48, columns=5)))
+    assert [frame for frame in frames if frame >= 0] == list(range(49))
 
 
 def test_scores_change_the_labels_and_bars() -> None:

@@ -66,7 +66,7 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "x"')  # a process was killed here
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
-    second = Logger(tmp_path, resume_step=2)
+    second = Logger(tmp_path, step=2)
     second.write(3, {"x": 30.0})
     second.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

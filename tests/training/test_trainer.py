@@ -21,6 +21,7 @@ from genreward_fast.encoders.presets import Encoders
 from genreward_fast.errors import TrainingDiverged, UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
 from genreward_fast.rewards.registry import make_reward
+from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.logger import read_metrics
 from genreward_fast.training.policy import Policy
 from genreward_fast.training.settings import RunConfig
@@ -198,12 +199,41 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert (run / "checkpoint.pt").read_bytes() == checkpoint
 
 
-def test_two_processes_cannot_train_in_one_folder(finished, goal):
-    with (
-        trainer_of(small_config(), finished[0], goal, resume=True),
-        pytest.raises(UserError, match="another process"),
-    ):
-        trainer_of(small_config(), finished[0], goal, resume=True)
+def test_two_processes_cannot_train_in_one_folder(finished):
+    with RunLock(finished[0]), pytest.raises(UserError, match="another process"):
+        start_run(small_config(), finished[0], goal=None, resume=True, engine="auto")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_at_step_0(tmp_path, goal, capsys):
+    run = tmp_path / "run"
+    config = small_config(steps=100_000, eval_every=0)
+    process = _start(config, run, goal, tmp_path)
+    _wait_for(process, lambda: len(read_metrics(run)) > 0)
+    process.kill()
+    process.communicate()
+    assert not (run / "checkpoint.pt").exists()
+    (run / ".checkpoint-cut.pt").write_bytes(b"half")
+    assert main(["eval", "--run", str(run), "--device", "cpu"]) == 2
+    assert "no checkpoint yet" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(run), "--steps", "120", "--eval-episodes", "2"]) == 0
+    assert "resuming at step 0" in capsys.readouterr().err
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 120
+    steps = [record["step"] for record in read_metrics(run)]
+    assert steps == sorted(steps)
+    assert not (run / ".checkpoint-cut.pt").exists()
+
+
+def test_a_run_killed_before_it_began_leaves_a_usable_folder(tmp_path, goal):
+    run = _made(tmp_path)
+    (run / ".lock").touch()
+    (run / ".goal-abc").mkdir()
+    (run / ".goal-abc" / "frames.safetensors").write_bytes(b"half")
+    goal.save(tmp_path / "goal")
+    with pytest.raises(UserError, match="capacity"):  # refused: the folder is as empty as before
+        start_run(small_config(replay_capacity=20), run, goal=tmp_path / "goal", resume=False, engine="auto")
+    assert {path.name for path in run.iterdir()} <= {".lock"}
+    start_run(small_config(steps=110), run, goal=tmp_path / "goal", resume=False, engine="auto")
+    assert (run / "summary.json").exists()
 
 
 @pytest.mark.parametrize("env_reward", ["dense", "sparse", "none"])
@@ -239,7 +269,7 @@ def test_rows_are_withheld_relabelled_and_released_at_a_fixed_step(tmp_path, goa
 
 
 def test_a_dead_worker_costs_its_open_episode_only(tmp_path, goal):
-    config = small_config(steps=1000, prefill=10_000)
+    config = small_config(steps=1000, prefill=10_000, fb_steps=20_000)
     with trainer_of(config, _made(tmp_path), goal) as trainer:
         for _ in range(40):
             trainer._tick()
@@ -316,7 +346,7 @@ def _start(config, run, goal, folder) -> subprocess.Popen:
         "from genreward_fast.training.settings import RunConfig\n"
         "from genreward_fast.training.start import start_run\n"
         f"run, folder = Path({str(run)!r}), Path({str(folder)!r})\n"
-        "resume = (run / 'checkpoint.pt').exists()\n"
+        "resume = (run / 'config.json').exists()\n"
         "try:\n"
         "    start_run(RunConfig.load(folder / 'wanted.json'), run, goal=None if resume else folder / 'goal',\n"
         "              resume=resume, engine='auto')\n"
