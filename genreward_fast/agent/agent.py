@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent import objective
+from genreward_fast.agent.captured import Captured
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
@@ -17,6 +20,8 @@ from genreward_fast.agent.sampling import RandomSampler, Sampler
 from genreward_fast.errors import UserError
 from genreward_fast.types import Batch, Latents
 
+_BATCH_FIELDS = ("image", "action", "reward", "is_first", "is_last", "is_terminal", "deter", "stoch")
+_NO_INDEX = torch.empty(0, dtype=torch.int64)
 _POLICY_PARTS = ("encoder.", "rssm.", "actor.")
 
 
@@ -44,6 +49,10 @@ class Agent:
         model: the networks and the return range.
         optimizer: its state is part of `state_dict`.
         sampler: the source of all random draws, with its own generator on the device.
+
+    On CUDA, `update` and `act` run as CUDA graphs (`AgentConfig.capture`), unless a call brings a sampler that is not a
+    `RandomSampler`. The first call of each shape runs plainly, the second records its graph; so the parameters, moments
+    and return range must stay the tensors that they are, as `load_state_dict` leaves them.
     """
 
     def __init__(self, config: AgentConfig, action_size: int, device: torch.device | str, seed: int = 0) -> None:
@@ -65,6 +74,13 @@ class Agent:
             agc=config.agc,
             agc_min=config.agc_min,
         )
+        self._metric_names: list[str] = []
+        self._captured: dict[str, Captured] = {}
+        if config.capture and self.device.type == "cuda":
+            generator = self.sampler.generator
+            self._captured["update"] = Captured(self._update, generator)
+            for mode in ("sample", "mean"):
+                self._captured[mode] = Captured(self._actor_of(mode), generator, limit=4)
 
     @property
     def updates(self) -> int:
@@ -98,20 +114,52 @@ class Agent:
             Actions (N, A) float32 in [-1, 1] (cut there; the world model reads a longer action as its cut, so nothing
             is lost), the next carry, and the latents (N, ...) of this row for the replay.
         """
-        sampler = sampler or self.sampler
-        rssm = self.model.rssm
-        observed = rssm.observe(
-            carry.state,
+        state = carry.state
+        inputs = (image, is_first, state.deter, state.stoch, carry.action)
+        if mode in self._captured and (sampler is None or type(sampler) is RandomSampler):
+            with self._drawing_from(sampler):
+                action, deter, stoch, index = self._captured[mode](*inputs)
+        else:
+            action, deter, stoch, index = self._act(*inputs, mode=mode, sampler=sampler or self.sampler)
+        return action, Carry(State(deter, stoch), action), Latents(deter, index)
+
+    def _act(
+        self,
+        image: Tensor,
+        is_first: Tensor,
+        deter: Tensor,
+        stoch: Tensor,
+        action: Tensor,
+        mode: str,
+        sampler: Sampler,
+    ) -> tuple[Tensor, ...]:
+        """The action, and the new deter, one-hot stoch and its uint8 indices."""
+        observed = self.model.rssm.observe(
+            State(deter, stoch),
             self.model.encoder(image).unsqueeze(1),
-            carry.action.unsqueeze(1),
+            action.unsqueeze(1),
             is_first.unsqueeze(1),
             sampler,
         )
         state = State(observed.state.deter[:, 0], observed.state.stoch[:, 0])
         policy = self.model.actor(state.features())
         action = policy.mean if mode == "mean" else sampler.action(policy.mean, policy.stddev, 0)
-        action = action.clamp(-1, 1)
-        return action, Carry(state, action), Latents(state.deter, observed.index[:, 0].to(torch.uint8))
+        return action.clamp(-1, 1), state.deter, state.stoch, observed.index[:, 0].to(torch.uint8)
+
+    def _actor_of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda *inputs: self._act(*inputs, mode=mode, sampler=self.sampler)
+
+    @contextmanager
+    def _drawing_from(self, sampler: Sampler | None) -> Iterator[None]:
+        """Lends the state of another sampler to the generator that the graphs draw from."""
+        if not isinstance(sampler, RandomSampler) or sampler is self.sampler:
+            yield
+            return
+        own = self.sampler.generator.get_state()
+        self.sampler.generator.set_state(sampler.generator.get_state())
+        yield
+        sampler.generator.set_state(self.sampler.generator.get_state())
+        self.sampler.generator.set_state(own)
 
     def update(self, batch: Batch, sampler: Sampler | None = None) -> tuple[dict[str, Tensor], Latents]:
         """One update of all networks.
@@ -127,13 +175,28 @@ class Agent:
             Metrics, each 0-d on the device; and the latents (B, T - context, ...) of the trained rows, to be written
             back into the replay.
         """
+        if batch.image is None or batch.deter is None or batch.stoch is None:
+            raise ValueError("an update of the agent needs a batch with image, deter and stoch")
+        inputs = [getattr(batch, name) for name in _BATCH_FIELDS]
+        self.optimizer.advance()
+        if "update" in self._captured and sampler is None:
+            values, deter, stoch = self._captured["update"](*inputs)
+        else:
+            values, deter, stoch = self._update(*inputs, sampler=sampler)
+        return dict(zip(self._metric_names, values.unbind())), Latents(deter, stoch)
+
+    def _update(self, *inputs: Tensor, sampler: Sampler | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """All of an update that happens on the device: the metrics in one tensor, and the latents."""
+        batch = Batch(**dict(zip(_BATCH_FIELDS, inputs)), index=_NO_INDEX)
         result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
         gradients = torch.autograd.grad(result.loss, self._parameters)
-        norm = self.optimizer.step(gradients)
+        norm = self.optimizer.apply(gradients)
         # After the step: the next update's slow critic knows of this one's parameters.
         self.model.update_slow_critic(self.config.slow_rate)
-        latents = Latents(result.observed.state.deter.detach(), result.observed.index.to(torch.uint8))
-        return {**result.metrics, "opt/grad_norm": norm}, latents
+        metrics = {**result.metrics, "opt/grad_norm": norm}
+        self._metric_names = list(metrics)
+        observed = result.observed
+        return torch.stack(list(metrics.values())), observed.state.deter.detach(), observed.index.to(torch.uint8)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as nested dicts of tensors and plain values.

@@ -80,6 +80,7 @@ class AgentConfig:
         beta1, beta2, eps: LaProp's momentum, second moment and denominator.
         agc, agc_min: adaptive gradient clipping: the largest ratio of gradient norm to parameter norm, and the least
             parameter norm that counts.
+        capture: on CUDA, run updates and acting as CUDA graphs; the results are those of the plain code.
 
     Raises:
         UserError: an unknown size or dtype, or a number out of its range.
@@ -123,6 +124,7 @@ class AgentConfig:
     eps: float = 1e-20
     agc: float = 0.3
     agc_min: float = 1e-3
+    capture: bool = True
 
     def __post_init__(self) -> None:
         if self.network is None and self.size not in SIZES:

@@ -20,6 +20,9 @@ class LaProp:
     while the moments already move.
 
     `eps` is far below float32's normal numbers, so nothing here may flush denormals to zero.
+
+    What changes from update to update is kept in tensors on the device, so that `apply` can be recorded in a CUDA graph
+    and replayed, with `advance` before each replay; `step` does both.
     """
 
     def __init__(
@@ -39,6 +42,9 @@ class LaProp:
         self.step_count = 0
         self.mu = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.nu = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        device = self.parameters[0].device
+        self._rate = torch.zeros((), device=device)  # -lr_n over the bias correction of μ
+        self._nu_correction = torch.ones((), device=device)
 
     @torch.no_grad()
     def clip(self, gradients: Gradients) -> tuple[list[Tensor], Tensor]:
@@ -52,9 +58,16 @@ class LaProp:
         torch._foreach_reciprocal_(ratios)
         return list(torch._foreach_mul(gradients, ratios)), torch.stack(norms).norm()
 
+    def advance(self) -> None:
+        """Counts the next update and writes its learning rate and bias corrections to the device, without waiting."""
+        lr = self.lr * min(self.step_count, self.warmup) / self.warmup if self.warmup else self.lr
+        self.step_count += 1
+        self._rate.fill_(-lr / (1 - self.beta1**self.step_count))
+        self._nu_correction.fill_(1 - self.beta2**self.step_count)
+
     @torch.no_grad()
-    def step(self, gradients: Gradients) -> Tensor:
-        """One update of the parameters in place.
+    def apply(self, gradients: Gradients) -> Tensor:
+        """The update that the last `advance` has counted, of the parameters in place.
 
         Args:
             gradients: one for each parameter, in their order; they are left as they are.
@@ -63,18 +76,21 @@ class LaProp:
             The norm (0-d) of all gradients together before clipping.
         """
         clipped, norm = self.clip(gradients)
-        lr = self.lr * min(self.step_count, self.warmup) / self.warmup if self.warmup else self.lr
-        self.step_count += 1
         torch._foreach_mul_(self.nu, self.beta2)
         torch._foreach_addcmul_(self.nu, clipped, clipped, 1 - self.beta2)
-        scale = torch._foreach_div(self.nu, 1 - self.beta2**self.step_count)
+        scale = torch._foreach_div(self.nu, self._nu_correction)
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, self.eps)
         torch._foreach_div_(clipped, scale)
         torch._foreach_mul_(self.mu, self.beta1)
         torch._foreach_add_(self.mu, clipped, alpha=1 - self.beta1)
-        torch._foreach_add_(self.parameters, self.mu, alpha=-lr / (1 - self.beta1**self.step_count))
+        torch._foreach_add_(self.parameters, torch._foreach_mul(self.mu, self._rate))
         return norm
+
+    def step(self, gradients: Gradients) -> Tensor:
+        """`advance` and `apply`."""
+        self.advance()
+        return self.apply(gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """Step count and moments by parameter name; the tensors are the live ones."""
