@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -65,6 +66,7 @@ def peak_gigabytes(device: torch.device) -> float:
 def measure(config: AgentConfig, device: torch.device, acting: list[int], seconds: float, tflops: float) -> dict:
     """All numbers of one configuration."""
     if device.type == "cuda":
+        gc.collect()  # an agent and its graphs refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     begin = time.perf_counter()
