@@ -94,7 +94,27 @@ def kernels_table() -> str:
     return rows([*header, "file"], body)
 
 
-TABLES = {"env": env_table, "train": train_table, "kernels": kernels_table}
+def agent_table() -> str:
+    """The agent's update and its acting, recorded as CUDA graphs and run plainly."""
+    body, device = [], ""
+    for name, result in read("agent_*.json"):
+        device = f"{result['device']}, torch {result['torch']}"
+        for entry in result["results"]:
+            body.append(
+                [
+                    f"{entry['size']}, {entry['dtype']}, " + ("one CUDA graph" if entry["captured"] else "plain"),
+                    f"{entry['update ms']:.1f}",
+                    f"{entry['% of limit']:.1f}",
+                    *(f"{entry[f'act {count} ms']:.2f}" for count in (1, 4, 16)),
+                    f"{entry['s to the third']:.1f}",
+                    f"`{name}`",
+                ]
+            )
+    header = [f"**Agent** on {device}", "update 16×64, ms", "% of limit", "act 1, ms", "act 4, ms", "act 16, ms"]
+    return rows([*header, "s to the third update", "file"], body)
+
+
+TABLES = {"env": env_table, "train": train_table, "agent": agent_table, "kernels": kernels_table}
 
 
 def filled(readme: str) -> str:

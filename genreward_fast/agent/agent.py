@@ -130,6 +130,7 @@ class Agent:
         deter: Tensor,
         stoch: Tensor,
         action: Tensor,
+        *,
         mode: str,
         sampler: Sampler,
     ) -> tuple[Tensor, ...]:
