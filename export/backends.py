@@ -134,7 +134,7 @@ def load_engine(path: str | Path, device: str | torch.device, weights_sha256: st
         raise UserError(f"{path}: built with {manifest.backend}, which this version of genreward-fast does not know")
     chosen = BACKENDS[manifest.backend]
     if reason := _why_refused(manifest, chosen, place, weights_sha256):
-        raise UserError(f"{path}: {reason}; build it again here with `genreward export`")
+        raise UserError(f"{path}: {reason}; build it again on this machine")
     with payload_file(path, chosen.suffix) as (verified, payload):
         if verified != manifest:
             raise UserError(f"{path}: replaced while it was being loaded; try again")

@@ -83,7 +83,7 @@ def _open(path: str | Path) -> IO[bytes]:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such engine; build it with `genreward export`") from None
+        raise UserError(f"{path}: no such engine; build it with build_engine") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
 
@@ -92,8 +92,7 @@ def _read_head(path: str | Path, file: IO[bytes]) -> Manifest:
     magic = file.read(len(_MAGIC))
     if magic != _MAGIC:
         raise UserError(
-            f"{path}: not an engine of this version of genreward-fast, or damaged; build it again with "
-            "`genreward export`"
+            f"{path}: not an engine of this version of genreward-fast, or damaged; build it again with build_engine"
         )
     digest = file.read(_DIGEST_LINE)
     line = file.readline(_MAX_MANIFEST)
@@ -108,4 +107,4 @@ def _read_head(path: str | Path, file: IO[bytes]) -> Manifest:
 
 
 def _damaged(path: str | Path, reason: str) -> UserError:
-    return UserError(f"{path}: the engine is truncated or altered: {reason}; build it again with `genreward export`")
+    return UserError(f"{path}: the engine is truncated or altered: {reason}; build it again")

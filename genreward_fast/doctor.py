@@ -98,15 +98,10 @@ def _rendering() -> Check:
 
 
 def _engines() -> list[Check]:
-    checks = []
-    for name, module, extra in (
-        ("TensorRT", "tensorrt", "tensorrt"),
-        ("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx"),
-    ):
-        found = importlib.util.find_spec(module) is not None
-        hint = f"not installed; pip install 'genreward-fast[{extra}]' (encoders run in PyTorch without it)"
-        checks.append(Check(name, found, _version(module) if found else hint))
-    return checks
+    from genreward_fast.export.backends import BACKENDS
+
+    reasons = {name: backend.why_unavailable() for name, backend in BACKENDS.items()}
+    return [Check(f"engines {name}", reason is None, reason or "can be built here") for name, reason in reasons.items()]
 
 
 def _weights() -> list[Check]:
