@@ -1,4 +1,9 @@
-"""Tests marked `gpu` are skipped where there is no GPU."""
+"""Tests marked `gpu` are skipped where there is no GPU; tests that run side by side take one thread each."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; processes that tests start inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
