@@ -8,6 +8,7 @@ window's last action. Its scores belong to (s_t, a_t) and are therefore added to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,3 +49,22 @@ class PendingRewards:
         due = [entry for entry in self._queue if entry.due <= now]
         self._queue = [entry for entry in self._queue if entry.due > now]
         return [(entry.envs, entry.starts, entry.upto, entry.values) for entry in due]
+
+    def state(self) -> list[dict[str, Any]]:
+        """What is waiting, for a checkpoint."""
+        return [
+            {
+                "due": entry.due,
+                "envs": torch.from_numpy(entry.envs),
+                "starts": torch.from_numpy(entry.starts),
+                "upto": torch.from_numpy(entry.upto),
+                "values": None if entry.values is None else entry.values.cpu(),
+            }
+            for entry in self._queue
+        ]
+
+    def load_state(self, state: list[dict[str, Any]]) -> None:
+        """Waits for what `state` returned."""
+        self._queue = [
+            _Pending(e["due"], e["envs"].numpy(), e["starts"].numpy(), e["upto"].numpy(), e["values"]) for e in state
+        ]

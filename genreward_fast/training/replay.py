@@ -273,11 +273,36 @@ class Replay:
         """Deletes the chunks that the state last returned by `save` no longer needs. Call it when that is stored."""
         self._writer.commit(folder)
 
+    def withheld(self) -> dict[str, Tensor]:
+        """The rows that are not released yet, for the checkpoint itself: chunks hold rows whose rewards are final.
+
+        Returns:
+            "counts" (N,) int64, rows of each environment; and every field, (sum of counts, ...), on the host.
+        """
+        first = np.maximum(self.index.released, self.index.oldest)
+        positions = [
+            self.index.positions(np.array(env), np.arange(first[env], self.index.written[env]))
+            for env in range(self.config.num_envs)
+        ]
+        where = self.store.index(np.concatenate(positions))
+        fields = {name: torch.index_select(array, 0, where).cpu() for name, array in self.store.arrays.items()}
+        return {"counts": torch.from_numpy(self.index.written - first), **fields}
+
+    def load_withheld(self, state: dict[str, Tensor]) -> None:
+        """Appends the rows that `withheld` returned, after `load`. They keep their numbers, and wait for `release`."""
+        fields = {name: value for name, value in state.items() if name != "counts"}
+        start = 0
+        for env, count in enumerate(state["counts"].tolist()):
+            mine = {name: value[start : start + count] for name, value in fields.items()}
+            rows = self.index.extend(env, mine["flags"][:, 1].numpy())
+            self.store.scatter(self.store.index(self.index.positions(np.array(env), rows)), mine)
+            start += count
+
     def load(self, folder: str | Path, state: dict) -> None:
         """Continues from a `state` that `save` returned; the replay must be new. The capacity may differ.
 
-        Row numbers and random choices go on as they would have. Rows that were not released are gone: environments
-        start new episodes. Chunks in `folder` that `state` does not name were written after it, and are removed.
+        Row numbers and random choices go on as they would have. Rows that were not released are not in the chunks
+        (`load_withheld`). Chunks in `folder` that `state` does not name were written after it, and are removed.
 
         Raises:
             UserError: a chunk is missing, damaged or foreign, or the state was saved with other shapes.

@@ -68,6 +68,14 @@ class RowIndex:
         np.maximum(self.oldest, self.written - self.slots, out=self.oldest)
         return rows, self.positions(self._envs[cut], rows[cut] - 1)
 
+    def extend(self, env: int, is_last: np.ndarray) -> np.ndarray:
+        """Counts len(is_last) more rows of one environment, as they were before a checkpoint; their numbers."""
+        rows = self.written[env] + np.arange(len(is_last))
+        self.is_last[env, rows % self.slots] = is_last
+        self.written[env] += len(is_last)
+        self.oldest[env] = max(self.oldest[env], self.written[env] - self.slots)
+        return rows
+
     def release(self, env: int, upto: int) -> None:
         """Lets rows below `upto` be sampled; never more than are written, and never fewer than before."""
         self.released[env] = max(self.released[env], min(upto, self.written[env]))

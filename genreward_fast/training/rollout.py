@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,21 @@ class Rollout:
             if values is not None:
                 self.replay.relabel(envs, starts, values)
             self.replay.release(envs, upto)
+
+    def pending_state(self) -> list[dict[str, Any]]:
+        """The rewards that wait for their step, for a checkpoint."""
+        return self._pending.state()
+
+    def resume(self, env_steps: int, pending: list[dict[str, Any]]) -> None:
+        """Goes on after a checkpoint, with the replay as it was.
+
+        The simulators cannot go on with the episodes that were open: their rows behind the last complete window are
+        kept without a generated reward, like the end of any episode.
+        """
+        self.env_steps = env_steps
+        self._pending.load_state(pending)
+        written = self.replay.index.written.copy()
+        self._pending.add(env_steps, np.arange(len(written)), written, written, None)
 
     def _env_reward(self, step: EnvStep) -> Tensor:
         if self.env_reward == "dense":

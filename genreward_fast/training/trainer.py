@@ -312,6 +312,8 @@ class Trainer:
                 "agent": self.agent.state_dict(),
                 "reward": self.reward.state_dict(),
                 "replay": replay,
+                "withheld": self.replay.withheld(),
+                "pending": rollout.pending_state(),
                 "envs": self.envs.state(),
                 "counters": vars(self.counters) | {"env_steps": rollout.env_steps, "episodes": rollout.episode_count},
                 "discarded_episodes": rollout.discarded_episodes,
@@ -326,8 +328,9 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.reward.load_state_dict(state["reward"])
         self.replay.load(self.folder.replay, state["replay"])
+        self.replay.load_withheld(state["withheld"])
         counters = dict(state["counters"])
-        self.rollout.env_steps = counters.pop("env_steps")
+        self.rollout.resume(counters.pop("env_steps"), state["pending"])
         self.rollout.episode_count = counters.pop("episodes")
         self.rollout.discarded_episodes = state["discarded_episodes"]
         self.rollout.episodes.extend((e[0], e[1], e[2]) for e in state["recent_episodes"])

@@ -268,6 +268,32 @@ def test_rows_are_withheld_relabelled_and_released_at_a_fixed_step(tmp_path, goa
         assert 0 < abs(float(reward[0, 1])) <= 1
 
 
+def test_rows_that_wait_survive_a_resume(tmp_path, goal):
+    """A checkpoint in the middle of a window, with another one scored and waiting: nothing of both is lost."""
+    run = _made(tmp_path)
+    config = small_config(env_reward="none", steps=1000, use_fb=False, alpha=16.0, prefill=10_000, release_delay=24)
+    with trainer_of(config, run, goal) as trainer:
+        while trainer.rollout.env_steps < 2 * 20:  # row 16 closed a window, which is due at 2 * 16 + 24 steps
+            trainer._tick()
+        trainer.save()
+        written, images = trainer.replay.index.written.copy(), trainer.replay.store.arrays["image"].clone()
+        assert trainer.replay.index.released.tolist() == [0, 0]
+    with trainer_of(config, run, goal, resume=True) as again:
+        assert again.rollout.env_steps == 40
+        assert again.replay.index.written.tolist() == written.tolist()
+        positions = torch.from_numpy(again.replay.index.positions(np.array([[0], [1]]), np.arange(written[0])[None]))
+        assert torch.equal(again.replay.store.arrays["image"][positions], images[positions])
+        assert (again.replay.rows(np.arange(2), np.zeros(2, int), 17)[2] == 0).all()
+        while again.rollout.env_steps < 40 + 24:
+            again._tick()
+        assert (again.replay.index.released >= written).all()
+        _, _, reward = again.replay.rows(np.arange(2), np.zeros(2, int), int(written[0]))
+        assert (reward[:, 1:17] != 0).all()  # the window that waited was paid
+        assert (reward[:, 17:] == 0).all()  # the rows of the open one were kept without
+        last = again.replay.store.arrays["flags"][positions[:, -1], 1]
+        assert last.all()  # and their episode ends with them
+
+
 def test_a_dead_worker_costs_its_open_episode_only(tmp_path, goal):
     config = small_config(steps=1000, prefill=10_000, fb_steps=20_000)
     with trainer_of(config, _made(tmp_path), goal) as trainer:
