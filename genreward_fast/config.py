@@ -22,7 +22,7 @@ def paper(task: str) -> RunConfig:
     """The paper's setting (arXiv 2512.00961): window 128, 16 frames of 480×480, FB for 100k of 1M steps.
 
     What differs, and why, is in docs/differences.md: α and β are larger, because the released 0.01 and 1e-5 change
-    almost nothing next to a dense return of up to 1280; 16 environments instead of 1; credit spread over the rows.
+    almost nothing next to the dense return; 16 environments instead of 1; credit spread over the rows.
     """
     return RunConfig(
         preset="paper",

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from genreward_fast.encoders.fingerprint import fingerprint
+from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.errors import UserError
 
 _INTERPOLATION = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
 
 
-class TextImageEncoder(nn.Module):
+class TextImageEncoder(FrozenEncoder):
     """OpenCLIP (arXiv 2212.07143): images and sentences to unit vectors whose dot product is their similarity.
 
     Frozen: eval mode, no gradients.
@@ -69,20 +70,11 @@ class TextImageEncoder(nn.Module):
         self.model: Any = model.to(dtype)
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(3, 1, 1), persistent=False)
-        self.eval()
-        self.requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
+        self.freeze()
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
-
-    def train(self, mode: bool = True) -> TextImageEncoder:
-        """Stays in eval mode, also inside a module that is being trained."""
-        return super().train(False)
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, *size) in the encoder's dtype on its device, as open_clip's transform does.

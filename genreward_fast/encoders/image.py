@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from transformers import DINOv3ViTModel
 
 from genreward_fast.encoders.fingerprint import fingerprint
+from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.errors import UserError
 
@@ -18,7 +19,7 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(FrozenEncoder):
     """DINOv3 (arXiv 2508.10104): single frames to the class token after the final norm.
 
     Frozen: eval mode, no gradients.
@@ -60,20 +61,11 @@ class ImageEncoder(nn.Module):
         self.vit: Any = model.to(dtype)
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
-        self.eval()
-        self.requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
+        self.freeze()
 
     @property
     def dtype(self) -> torch.dtype:
         return self.vit.norm.weight.dtype
-
-    def train(self, mode: bool = True) -> ImageEncoder:
-        """Stays in eval mode, also inside a module that is being trained."""
-        return super().train(False)
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, size, size) in the encoder's dtype on its device.

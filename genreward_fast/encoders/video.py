@@ -9,13 +9,14 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 
 from genreward_fast.encoders.fingerprint import fingerprint
+from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.errors import UserError
 
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(FrozenEncoder):
     """CogVideoX's causal video autoencoder (arXiv 2408.06072), encoder half: clips to latent means.
 
     The decoder is dropped. Frozen: eval mode, no gradients.
@@ -61,12 +62,7 @@ class VideoEncoder(nn.Module):
         keys = ("act_fn", "norm_eps", "norm_num_groups", "temporal_compression_ratio")
         self.fingerprint = fingerprint(model, {key: config[key] for key in keys} | {"size": size})
         self.vae: Any = nn.Module.to(model, dtype)  # the library's own `to` warns without a reason
-        self.eval()
-        self.requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae.encoder.conv_in.conv.weight.device
+        self.freeze()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,10 +72,6 @@ class VideoEncoder(nn.Module):
         """(C, T', H', W') of the latent of `length` frames."""
         side = self.size // self.spatial
         return self.channels, -(-length // int(self.vae.config.temporal_compression_ratio)), side, side
-
-    def train(self, mode: bool = True) -> VideoEncoder:
-        """Stays in eval mode, also inside a module that is being trained."""
-        return super().train(False)
 
     def max_batch(self, length: int) -> int:
         """How many clips of `length` frames one call may hold: 4 for 16 frames at 480 pixels and 128 channels."""

@@ -69,8 +69,8 @@ class RewardConfig:
     """r = α·r_video + β·r_FB, on top of the environment's own reward (GenReward, arXiv 2512.00961).
 
     r_video is a cosine in [-1, 1]. r_FB is standardised (mean 0, deviation 1 over the experience it was frozen on), so
-    α and β mean the same on every task. A window has one r_video, of which good and bad windows differ by tenths, and
-    when spread 128 r_FB, whose sums differ by about 100: the default α and β bring both to the order of 1.
+    α and β mean the same on every task. The default α and β assume that windows differ by tenths in r_video and by
+    about 100 in the sum of 128 spread r_FB, which brings both levels to the order of 1; that is not measured yet.
 
     Attributes:
         name: which reward; see `genreward_fast.rewards.registry`.
