@@ -120,19 +120,18 @@ class Agent:
             with self._drawing_from(sampler):
                 action, deter, stoch, index = self._captured[mode](*inputs)
         else:
-            action, deter, stoch, index = self._act(*inputs, mode=mode, sampler=sampler or self.sampler)
+            action, deter, stoch, index = self._act(mode, sampler or self.sampler, *inputs)
         return action, Carry(State(deter, stoch), action), Latents(deter, index)
 
     def _act(
         self,
+        mode: str,
+        sampler: Sampler,
         image: Tensor,
         is_first: Tensor,
         deter: Tensor,
         stoch: Tensor,
         action: Tensor,
-        *,
-        mode: str,
-        sampler: Sampler,
     ) -> tuple[Tensor, ...]:
         """The action, and the new deter, one-hot stoch and its uint8 indices."""
         observed = self.model.rssm.observe(
@@ -148,7 +147,7 @@ class Agent:
         return action.clamp(-1, 1), state.deter, state.stoch, observed.index[:, 0].to(torch.uint8)
 
     def _actor_of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
-        return lambda *inputs: self._act(*inputs, mode=mode, sampler=self.sampler)
+        return lambda *inputs: self._act(mode, self.sampler, *inputs)
 
     @contextmanager
     def _drawing_from(self, sampler: Sampler | None) -> Iterator[None]:

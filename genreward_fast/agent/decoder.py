@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import NetworkSize
@@ -38,8 +37,9 @@ class Decoder(nn.Module):
         # Each block of the deterministic state paints its own group of channels over the whole 4 x 4 map.
         x = self.from_deter(deter).view(len(deter), self.blocks, 4, 4, -1).permute(0, 2, 3, 1, 4).flatten(3)
         x = x + self.stoch_to_space(self.from_stoch(stoch)).view(x.shape)
-        x = F.silu(self.space_norm(x.permute(0, 3, 1, 2)))
+        x = self.space_norm.silu(x.permute(0, 3, 1, 2))
         for conv, norm in zip(self.convs, self.norms):
-            x = F.silu(norm(conv(x)))
+            assert isinstance(norm, ChannelNorm)
+            x = norm.silu(conv(x))
         x = self.image(x).sigmoid()
         return x.permute(0, 2, 3, 1).reshape(*batch, *x.shape[2:], 3)

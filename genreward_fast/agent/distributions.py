@@ -35,12 +35,6 @@ def one_hot(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(dtype)
 
 
-def straight_through(index: Tensor, probs: Tensor) -> Tensor:
-    """The one-hot of `index` (...), in float32, with the gradient of `probs` (..., classes)."""
-    onehot = one_hot(index, probs.shape[-1], probs.dtype)
-    return onehot + (probs - probs.detach()) if probs.requires_grad else onehot
-
-
 def symexp_bins(count: int) -> Tensor:
     """(count,) float32: symexp(linspace(-20, 0)) and its exact mirror, with 0 in the middle."""
     half = torch.linspace(-20, 0, (count - 1) // 2 + 1, dtype=torch.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import NetworkSize
@@ -34,5 +33,6 @@ class Encoder(nn.Module):
         """(..., 64, 64, 3) uint8 to (..., size) tokens in `dtype`, in the order height, width, channel."""
         x = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).to(self.dtype) / 255 - 0.5
         for conv, norm in zip(self.convs, self.norms):
-            x = F.silu(norm(max_pool(conv(x))))
+            assert isinstance(norm, ChannelNorm)
+            x = norm.silu(max_pool(conv(x)))
         return x.permute(0, 2, 3, 1).reshape(*image.shape[:-3], self.size)

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
+from genreward_fast.kernels.triton_support import runs_triton
+
 NORM_EPS = 1e-4
 
 
@@ -98,6 +101,12 @@ class RMSNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.scale.shape, self.scale, NORM_EPS).to(x.dtype)
 
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the norm; on CUDA in one pass over memory."""
+        if runs_triton(x, self.scale):
+            return rmsnorm_silu(x, self.scale, NORM_EPS)
+        return F.silu(self(x))
+
 
 class Dense(nn.Module):
     """Linear, RMS norm, SiLU."""
@@ -108,7 +117,7 @@ class Dense(nn.Module):
         self.norm = RMSNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.linear(x)))
+        return self.norm.silu(self.linear(x))
 
 
 class MLP(nn.Sequential):
@@ -162,6 +171,11 @@ class ChannelNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def silu(self, x: Tensor) -> Tensor:
+        if runs_triton(x, self.scale):
+            return rmsnorm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
+        return F.silu(self(x))
 
 
 class _MaxPool(torch.autograd.Function):

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
-from genreward_fast.agent.distributions import mixed_probs, straight_through
-from genreward_fast.agent.nets import MLP, BlockLinear, Dense, Linear, RMSNorm, block_matmul
+from genreward_fast.agent.core import CoreValues, CoreWeights, core_forward
+from genreward_fast.agent.nets import MLP, BlockLinear, Dense, Linear, RMSNorm
 from genreward_fast.agent.sampling import Sampler
+from genreward_fast.agent.scan import scan
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,6 @@ class Imagined:
     logit: Tensor
 
 
-@dataclass(frozen=True)
-class _CoreWeights:
-    """The hidden layer's weight, (blocks, deter / blocks + 3 * hidden, deter / blocks), taken apart by its inputs: all
-    blocks see the same 3 * hidden values, so that part is one dense matrix, and what comes from the action can be
-    computed before the scan."""
-
-    deter: Tensor  # (blocks, deter / blocks, deter / blocks)
-    shared: Tensor  # (2 * hidden, deter): the embedded deter and stoch
-    action: Tensor  # (hidden, deter)
-
-
 class RSSM(nn.Module):
     """Sequence model, posterior and prior (Nature 2025, "World model learning").
 
@@ -111,9 +101,23 @@ class RSSM(nn.Module):
         return self._latents(self.prior_logit(self.prior_mlp(deter)))
 
     def core(self, state: State, action: Tensor) -> Tensor:
-        """One step of the GRU: states (N, ...) and actions (N, A) to the next deter (N, deter)."""
-        weights = self._core_weights()
-        return self._core(weights, state.deter, state.stoch.flatten(1), self._embed_action(weights, action))
+        """One step of the GRU: states (N, ...) and actions (N, A) to the next deter (N, deter).
+
+        Layer by layer, as the paper has it; `observe` and `imagine` compute the same in a form that is faster.
+        """
+        rows, piece = len(action), self.deter // self.blocks
+        inputs = [
+            self.deter_in(state.deter),
+            self.stoch_in(state.stoch.flatten(1)),
+            self.action_in(_cut(action.to(self.dtype))),
+        ]
+        shared = torch.cat(inputs, -1).unsqueeze(1).expand(-1, self.blocks, -1)
+        x = torch.cat([state.deter.unflatten(1, (self.blocks, -1)), shared], -1)
+        gates = self.gates(self.hidden_norm.silu(self.hidden(x.flatten(1))))
+        # Inside each block lie its reset, candidate and update values.
+        reset, candidate, update = (x.flatten(1) for x in gates.view(rows, self.blocks, 3, piece).unbind(2))
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        return torch.lerp(state.deter, candidate, torch.sigmoid(update - 1))
 
     def observe(self, state: State, tokens: Tensor, action: Tensor, reset: Tensor, sampler: Sampler) -> Observed:
         """Filters sequences.
@@ -125,33 +129,22 @@ class RSSM(nn.Module):
             reset: (B, T) bool; where true, the state and the action before the row are zero.
             sampler: draws "posterior" latents.
         """
-        weights = self._core_weights()
-        embedded = self._embed_action(weights, action.masked_fill(reset.unsqueeze(-1), 0))
+        core, from_action = self._core_weights()
+        embedded = self._embed_action(from_action, action.masked_fill(reset.unsqueeze(-1), 0))
         linear = self.posterior.linear
         from_deter, from_tokens = linear.weight.to(self.dtype).split([self.deter, tokens.shape[-1]], 1)
         evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.bias.to(self.dtype))
-        from_deter = from_deter.t()
+        logit = self.posterior_logit
+        posterior = (from_deter, self.posterior.norm.scale, logit.weight.to(self.dtype), logit.bias.to(self.dtype))
+        deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype)
+        deters, stochs, logits, indices = scan(
+            sampler, self.unimix, reset, deter, stoch, embedded, evidence, posterior, core
+        )
+        return Observed(State(deters, stochs), indices, logits)
 
-        deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype).flatten(1)
-        deters, stochs, indices, logits = [], [], [], []
-        steps = zip(embedded.unbind(1), evidence.unbind(1), reset.unsqueeze(-1).unbind(1))
-        for t, (action_part, evidence_part, fresh) in enumerate(steps):
-            deter = self._core(weights, deter.masked_fill(fresh, 0), stoch.masked_fill(fresh, 0), action_part)
-            x = F.silu(self.posterior.norm(torch.addmm(evidence_part, deter, from_deter)))
-            logit = self._latents(self.posterior_logit(x))
-            probs = mixed_probs(logit, self.unimix)
-            index = sampler.latent(probs.detach(), "posterior", t)
-            onehot = straight_through(index, probs).to(self.dtype)
-            stoch = onehot.flatten(1)
-            deters.append(deter)
-            stochs.append(onehot)
-            indices.append(index)
-            logits.append(logit)
-        states = State(torch.stack(deters, 1), torch.stack(stochs, 1))
-        return Observed(states, torch.stack(indices, 1), torch.stack(logits, 1))
-
+    @torch.no_grad()
     def imagine(self, state: State, policy: Callable[[State, int], Tensor], steps: int, sampler: Sampler) -> Imagined:
-        """Rolls the prior forward.
+        """Rolls the prior forward, without gradients.
 
         Args:
             state: (N, ...) to start from.
@@ -159,16 +152,16 @@ class RSSM(nn.Module):
             steps: H.
             sampler: draws "prior" latents.
         """
-        weights = self._core_weights()
-        state = State(state.deter.to(self.dtype), state.stoch.to(self.dtype))
+        weights, from_action = self._core_weights()
+        state = State(state.deter.to(self.dtype).contiguous(), state.stoch.to(self.dtype).contiguous())
         states, actions, logits = [], [], []
         for t in range(steps):
             action = policy(state, t)
-            deter = self._core(weights, state.deter, state.stoch.flatten(1), self._embed_action(weights, action))
+            deter = torch.empty_like(state.deter)
+            values = CoreValues.make(weights, self._embed_action(from_action, action))
+            core_forward(weights, state.deter, state.stoch.flatten(1), values, deter)
             logit = self.prior(deter)
-            probs = mixed_probs(logit, self.unimix)
-            index = sampler.latent(probs.detach(), "prior", t)
-            state = State(deter, straight_through(index, probs).to(self.dtype))
+            state = State(deter, sampler.latent(logit, self.unimix, "prior", t)[1])
             states.append(state)
             actions.append(action)
             logits.append(logit)
@@ -178,29 +171,30 @@ class RSSM(nn.Module):
     def _latents(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.stoch, self.classes))
 
-    def _core_weights(self) -> _CoreWeights:
-        weight, hidden = self.hidden.weight.to(self.dtype), self.hidden_size
-        deter, shared, action = weight.split([self.deter // self.blocks, 2 * hidden, hidden], 1)
-        return _CoreWeights(
-            deter=deter,
-            shared=shared.transpose(0, 1).reshape(2 * hidden, self.deter),
-            action=action.transpose(0, 1).reshape(hidden, self.deter),
+    def _core_weights(self) -> tuple[CoreWeights, Tensor]:
+        """The GRU's weights in `dtype`, and what its hidden layer takes of the embedded action, (hidden, deter)."""
+        deter_in, stoch_in, hidden = self.deter_in, self.stoch_in, self.hidden_size
+        weight = self.hidden.weight.to(self.dtype)
+        deter, *dense = weight.split([self.deter // self.blocks, 2 * hidden, hidden], 1)
+        shared, from_action = (part.transpose(0, 1).reshape(-1, self.deter) for part in dense)
+        core = CoreWeights(
+            deter_in=deter_in.linear.weight.to(self.dtype),
+            stoch_in=stoch_in.linear.weight.to(self.dtype),
+            in_bias=torch.cat([deter_in.linear.bias, stoch_in.linear.bias]).to(self.dtype),
+            in_scale=torch.stack([deter_in.norm.scale, stoch_in.norm.scale]),
+            hidden=deter,
+            shared=shared,
+            hidden_scale=self.hidden_norm.scale,
+            gates=self.gates.weight.to(self.dtype),
+            gates_bias=self.gates.bias.to(self.dtype),
         )
+        return core, from_action
 
-    def _embed_action(self, weights: _CoreWeights, action: Tensor) -> Tensor:
+    def _embed_action(self, from_action: Tensor, action: Tensor) -> Tensor:
         """(..., A) to its share (..., deter) of the hidden layer before the norm, the bias included."""
-        action = action.to(self.dtype)
-        # A constant denominator: beyond [-1, 1] the gradient is scaled, not cut.
-        action = action / action.detach().abs().clamp(min=1)
-        return self.action_in(action) @ weights.action + self.hidden.bias.to(self.dtype)
+        return self.action_in(_cut(action.to(self.dtype))) @ from_action + self.hidden.bias.to(self.dtype)
 
-    def _core(self, weights: _CoreWeights, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """(N, deter), flat (N, stoch * classes) and the embedded action (N, deter) to the next deter."""
-        shared = torch.cat([self.deter_in(deter), self.stoch_in(stoch)], -1)
-        x = block_matmul(deter, weights.deter) + torch.addmm(action, shared, weights.shared)
-        x = F.silu(self.hidden_norm(x))
-        # Inside each block lie its reset, candidate and update values.
-        gates = self.gates(x).view(-1, self.blocks, 3, self.deter // self.blocks)
-        reset, candidate, update = (gate.flatten(1) for gate in gates.unbind(2))
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
+
+def _cut(action: Tensor) -> Tensor:
+    """Actions with their values cut to [-1, 1], by a constant denominator: beyond, the gradient is scaled, not cut."""
+    return action / action.detach().abs().clamp(min=1)

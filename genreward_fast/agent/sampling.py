@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from genreward_fast.agent.distributions import one_hot
+from genreward_fast.kernels.latent_sample import latent_sample
+
 Place = Literal["posterior", "prior"]
 """Which latent is drawn: an observed row's, or an imagined step's."""
 
@@ -15,8 +18,9 @@ Place = Literal["posterior", "prior"]
 class Sampler(Protocol):
     """Draws latents and actions. `step` counts from 0 within one scan over time, or one imagination."""
 
-    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
-        """(N, stoch, classes) float32 probabilities to (N, stoch) int64 class indices."""
+    def latent(self, logits: Tensor, unimix: float, place: Place, step: int) -> tuple[Tensor, Tensor]:
+        """Draws from `distributions.mixed_probs` of (N, stoch, classes) raw logits: (N, stoch) int64 class indices and
+        their one-hots in the dtype of the logits, without gradients."""
         ...
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
@@ -30,10 +34,10 @@ class RandomSampler:
     def __init__(self, device: torch.device, seed: int) -> None:
         self.generator = torch.Generator(device).manual_seed(seed)
 
-    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
+    def latent(self, logits: Tensor, unimix: float, place: Place, step: int) -> tuple[Tensor, Tensor]:
         # Inversion: one uniform number for each latent, and no synchronisation with the host.
-        uniform = torch.rand((*probs.shape[:-1], 1), generator=self.generator, device=probs.device)
-        return (probs[..., :-1].cumsum(-1) <= uniform).sum(-1)
+        uniform = torch.rand(logits.shape[:-1], generator=self.generator, device=logits.device)
+        return latent_sample(logits.detach(), uniform, unimix)
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
@@ -61,9 +65,9 @@ class RecordedSampler:
     def __init__(self, draws: Draws) -> None:
         self.draws = draws
 
-    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
-        recorded = self.draws.posterior if place == "posterior" else self.draws.prior
-        return recorded[:, step]
+    def latent(self, logits: Tensor, unimix: float, place: Place, step: int) -> tuple[Tensor, Tensor]:
+        index = (self.draws.posterior if place == "posterior" else self.draws.prior)[:, step]
+        return index, one_hot(index, logits.shape[-1], logits.dtype)
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         return self.draws.action[:, step]
@@ -77,10 +81,10 @@ class RecordingSampler:
         self._latents: dict[Place, list[Tensor]] = {"posterior": [], "prior": []}
         self._actions: list[Tensor] = []
 
-    def latent(self, probs: Tensor, place: Place, step: int) -> Tensor:
-        index = self.sampler.latent(probs, place, step)
+    def latent(self, logits: Tensor, unimix: float, place: Place, step: int) -> tuple[Tensor, Tensor]:
+        index, onehot = self.sampler.latent(logits, unimix, place, step)
         self._latents[place].append(index)
-        return index
+        return index, onehot
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         action = self.sampler.action(mean, stddev, step)

@@ -99,8 +99,9 @@ def test_twohot_of_nan_is_nan():
 def test_sampler_follows_the_probabilities():
     sampler = RandomSampler(torch.device("cpu"), 0)
     probs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.97, 0.01, 0.01, 0.01], [0.0, 0.0, 1.0, 0.0]])
-    index = sampler.latent(probs.expand(20000, 3, 4), "prior", 0)
-    frequency = one_hot(index, 4, torch.float32).mean(0)
+    index, onehot = sampler.latent(probs.log().expand(20000, 3, 4), 0.0, "prior", 0)
+    assert torch.equal(onehot, one_hot(index, 4, torch.float32))
+    frequency = onehot.mean(0)
     assert torch.allclose(frequency, probs, atol=0.015)
     assert (index[:, 2] == 2).all()
     action = sampler.action(torch.full((20000, 2), 3.0), torch.full((20000, 2), 0.5), 0)

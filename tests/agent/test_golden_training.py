@@ -1,5 +1,10 @@
 """The optimiser and three whole training steps against the reference's arrays."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -119,3 +124,26 @@ def test_gradients_of_the_first_step(golden, agent):
     expected = arrays.parameters("step0/grad/")
     assert expected.keys() == found.keys()
     golden.check([(name, value, found[name]) for name, value in expected.items()])
+
+
+@pytest.mark.slow
+def test_training_steps_through_the_kernels():
+    """The same in Triton's interpreter, where the agent takes the path that it takes on CUDA."""
+    pytest.importorskip("triton")
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "step and not kernels",
+        __file__,
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout, done.stdout

@@ -12,8 +12,12 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
 
 
-@pytest.mark.parametrize("name", ["latent_cosine", "fb_score"])
-def test_benchmark_writes_its_numbers(name, tmp_path, monkeypatch, capsys):
+# Each with its variants.
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [("latent_cosine", 3), ("fb_score", 3), ("rmsnorm_silu", 5), ("gru_gates", 4), ("latent_sample", 4)],
+)
+def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
     target = tmp_path / "numbers.json"
     script = FOLDER / f"bench_{name}.py"
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -23,7 +27,7 @@ def test_benchmark_writes_its_numbers(name, tmp_path, monkeypatch, capsys):
     written = json.loads(target.read_text())
     assert written["op"] == name
     assert written["limits"]["device"] in capsys.readouterr().out
-    assert len(written["results"]) == 6
+    assert len(written["results"]) == 2 * variants
     for result in written["results"]:
         assert result["ms"] > 0
         assert result["dtype"] == "float32"
