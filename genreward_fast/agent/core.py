@@ -49,7 +49,7 @@ class CoreValues:
     def make(cls, weights: CoreWeights, hidden: Tensor) -> CoreValues:
         """Around `hidden`, which holds the action's share of the hidden layer, bias included, and is used up."""
         *rows, size = hidden.shape
-        embedded = weights.in_bias.expand(*rows, -1).contiguous()
+        embedded = weights.in_bias.expand(*rows, -1).clone(memory_format=torch.contiguous_format)
         gates = hidden.new_empty(*rows, 3 * size)
         return cls(embedded, torch.empty_like(embedded), hidden, torch.empty_like(hidden), gates)
 

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.core import CoreValues, CoreWeights, core_forward
+from genreward_fast.agent.fused_scan import fused_scan
 from genreward_fast.agent.nets import MLP, BlockLinear, Dense, Linear, RMSNorm
 from genreward_fast.agent.sampling import Sampler
 from genreward_fast.agent.scan import scan
+from genreward_fast.kernels.rssm_step import StepWeights
+from genreward_fast.kernels.rssm_tiles import ROWS
+from genreward_fast.kernels.triton_support import runs_triton
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class RSSM(nn.Module):
         self.deter, self.hidden_size, self.blocks = sizes.deter, sizes.hidden, sizes.blocks
         self.stoch, self.classes = sizes.stoch, sizes.classes
         flat = sizes.stoch * sizes.classes
+        # The fused scan cuts everything into tiles of 16.
+        pieces = (sizes.deter // sizes.blocks, sizes.hidden, flat)
+        self._fused = not any(piece % ROWS for piece in pieces)
         self.deter_in = Dense(sizes.deter, sizes.hidden)
         self.stoch_in = Dense(flat, sizes.hidden)
         self.action_in = Dense(action_size, sizes.hidden)
@@ -129,14 +136,28 @@ class RSSM(nn.Module):
             reset: (B, T) bool; where true, the state and the action before the row are zero.
             sampler: draws "posterior" latents.
         """
-        core, from_action = self._core_weights()
-        embedded = self._embed_action(from_action, action.masked_fill(reset.unsqueeze(-1), 0))
         linear = self.posterior.linear
         from_deter, from_tokens = linear.weight.to(self.dtype).split([self.deter, tokens.shape[-1]], 1)
         evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.bias.to(self.dtype))
-        logit = self.posterior_logit
-        posterior = (from_deter, self.posterior.norm.scale, logit.weight.to(self.dtype), logit.bias.to(self.dtype))
         deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype)
+        action = action.masked_fill(reset.unsqueeze(-1), 0)
+        logit = self.posterior_logit
+        if self._fused and runs_triton(deter):
+            deters, stochs, logits, indices = fused_scan(
+                sampler,
+                self.unimix,
+                reset,
+                deter.contiguous(),
+                stoch.contiguous(),
+                self.action_in(_cut(action.to(self.dtype))),
+                evidence,
+                self.hidden.bias.to(self.dtype),
+                self._step_weights(from_deter),
+            )
+            return Observed(State(deters, stochs), indices, logits)
+        core, from_action = self._core_weights()
+        embedded = self._embed_action(from_action, action)
+        posterior = (from_deter, self.posterior.norm.scale, logit.weight.to(self.dtype), logit.bias.to(self.dtype))
         deters, stochs, logits, indices = scan(
             sampler, self.unimix, reset, deter, stoch, embedded, evidence, posterior, core
         )
@@ -170,6 +191,25 @@ class RSSM(nn.Module):
 
     def _latents(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.stoch, self.classes))
+
+    def _step_weights(self, from_deter: Tensor) -> StepWeights:
+        deter, stoch, posterior = self.deter_in, self.stoch_in, self.posterior_logit
+        return StepWeights(
+            deter_in=deter.linear.weight.to(self.dtype),
+            deter_bias=deter.linear.bias.to(self.dtype),
+            deter_scale=deter.norm.scale,
+            stoch_in=stoch.linear.weight.to(self.dtype),
+            stoch_bias=stoch.linear.bias.to(self.dtype),
+            stoch_scale=stoch.norm.scale,
+            hidden=self.hidden.weight.to(self.dtype),
+            hidden_scale=self.hidden_norm.scale,
+            gates=self.gates.weight.to(self.dtype),
+            gates_bias=self.gates.bias.to(self.dtype),
+            from_deter=from_deter,
+            posterior_scale=self.posterior.norm.scale,
+            logit=posterior.weight.to(self.dtype),
+            logit_bias=posterior.bias.to(self.dtype),
+        )
 
     def _core_weights(self) -> tuple[CoreWeights, Tensor]:
         """The GRU's weights in `dtype`, and what its hidden layer takes of the embedded action, (hidden, deter)."""

@@ -23,6 +23,15 @@ class Sampler(Protocol):
         their one-hots in the dtype of the logits, without gradients."""
         ...
 
+    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """For the posterior latents (B, T, stoch) of a whole scan at once: float32 numbers in [0, 1) to draw them by
+        inversion, or the int64 class indices to take; the other is None."""
+        ...
+
+    def drew(self, index: Tensor) -> None:
+        """Is told what the numbers of `sequence` have drawn, (B, T, stoch) int64."""
+        ...
+
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         """(N, A) float32 means and deviations to (N, A) float32 draws of the normal."""
         ...
@@ -38,6 +47,12 @@ class RandomSampler:
         # Inversion: one uniform number for each latent, and no synchronisation with the host.
         uniform = torch.rand(logits.shape[:-1], generator=self.generator, device=logits.device)
         return latent_sample(logits.detach(), uniform, unimix)
+
+    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        return torch.rand(shape, generator=self.generator, device=device), None
+
+    def drew(self, index: Tensor) -> None:
+        pass
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
@@ -69,6 +84,12 @@ class RecordedSampler:
         index = (self.draws.posterior if place == "posterior" else self.draws.prior)[:, step]
         return index, one_hot(index, logits.shape[-1], logits.dtype)
 
+    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        return None, self.draws.posterior[:, : shape[1]]
+
+    def drew(self, index: Tensor) -> None:
+        pass
+
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         return self.draws.action[:, step]
 
@@ -85,6 +106,12 @@ class RecordingSampler:
         index, onehot = self.sampler.latent(logits, unimix, place, step)
         self._latents[place].append(index)
         return index, onehot
+
+    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        return self.sampler.sequence(shape, device)
+
+    def drew(self, index: Tensor) -> None:
+        self._latents["posterior"].extend(index.unbind(1))
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         action = self.sampler.action(mean, stddev, step)

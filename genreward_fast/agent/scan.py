@@ -74,7 +74,7 @@ class _Scan(torch.autograd.Function):
         fresh = reset.t().unsqueeze(-1)
         values = CoreValues.make(weights, _by_step(action))
         before, seen = _by_step(evidence), evidence.new_empty(steps, batch, evidence.shape[2])
-        logits = bias.expand(steps, batch, -1).contiguous()
+        logits = bias.expand(steps, batch, -1).clone(memory_format=torch.contiguous_format)
         olds, deters = (deter.new_empty(steps, batch, deter.shape[1]) for _ in range(2))
         old_stochs, stochs = (torch.empty_like(logits) for _ in range(2))
         indices = torch.empty(steps, batch, latents[0], dtype=torch.int64, device=deter.device)

@@ -1,0 +1,196 @@
+"""`scan` by the kernels of `rssm_observe`: ten launches for a step there and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from genreward_fast.agent.core import by_block
+from genreward_fast.agent.nets import NORM_EPS
+from genreward_fast.agent.sampling import Sampler
+from genreward_fast.kernels import rssm_observe as step
+from genreward_fast.kernels import rssm_observe_backward as back
+from genreward_fast.kernels.latent_sample import latent_sample_backward
+from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_backward, rmsnorm_silu_forward
+from genreward_fast.kernels.rssm_observe_backward import StepGradients
+from genreward_fast.kernels.rssm_step import StepValues, StepWeights
+
+
+def fused_scan(
+    sampler: Sampler,
+    unimix: float,
+    reset: Tensor,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    evidence: Tensor,
+    hidden_bias: Tensor,
+    weights: StepWeights,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """T steps of B sequences; S latents of K classes.
+
+    Args:
+        sampler: draws all posterior latents at once.
+        unimix: the uniform distribution's share in them.
+        reset: (B, T) bool; where true, the state before the row is zero.
+        deter: (B, D), stoch: (B, S, K), before the first row; neither gets a gradient.
+        action: (B, T, H), embedded.
+        evidence: (B, T, H), the image's share of the posterior's layer, bias included.
+        hidden_bias: (D,) of the hidden layer.
+        weights: the rest.
+
+    Returns:
+        As `scan`: (B, T, D) deter; (B, T, S, K) one-hot stoch, with straight-through gradients; (B, T, S, K) logits; all
+        three in the dtype of deter; (B, T, S) int64 indices of the drawn classes.
+    """
+    shape = (*reset.shape, *stoch.shape[1:])
+    uniform, index = sampler.sequence(shape[:3], deter.device)
+    tensors = [getattr(weights, field.name) for field in fields(weights)]
+    deters, stochs, logits, index = _FusedScan.apply(
+        uniform, index, unimix, reset, deter, stoch.flatten(1), action, evidence, hidden_bias, *tensors
+    )
+    sampler.drew(index)
+    return deters, stochs.view(shape), logits.view(shape), index
+
+
+class _FusedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        uniform: Tensor | None,
+        forced: Tensor | None,
+        unimix: float,
+        reset: Tensor,
+        deter: Tensor,
+        stoch: Tensor,
+        action: Tensor,
+        evidence: Tensor,
+        hidden_bias: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weights = StepWeights(*tensors)
+        (batch, steps), action = reset.shape, action.contiguous()
+        latents = uniform.shape[2] if forced is None else forced.shape[2]  # type: ignore[union-attr]
+        values = StepValues.empty(weights, batch, steps, latents)
+        if forced is not None:
+            values.index.copy_(forced)
+        share = hidden_bias.expand(batch * steps, -1).clone(memory_format=torch.contiguous_format)
+        blocks = weights.blocks
+        from_action = weights.hidden[:, -action.shape[2] :]
+        by_block(share, blocks).baddbmm_(action.flatten(0, 1).expand(blocks, -1, -1), from_action)
+        share = share.view(batch, steps, -1)
+        before, latent = deter, stoch
+        size = action.shape[2]
+        step.project(weights, deter, None, reset[:, 0], values, -1)
+        for t in range(steps):
+            step.stoch_embed(weights, latent, reset[:, t], values.embedded[:, t, size:])
+            step.hidden(weights, before, reset[:, t], share[:, t], values, t)
+            step.gates(weights, before, reset[:, t], values, t)
+            before = values.deter[:, t]
+            step.project(weights, before, evidence[:, t], reset[:, t + 1] if t + 1 < steps else None, values, t)
+            step.sample(weights, unimix, None if uniform is None else uniform[:, t], values, t)
+            latent = values.stoch[:, t]
+        # Outputs are among these, so that `ctx` must not hold them itself: they would never be freed.
+        kept = [getattr(values, field.name) for field in fields(values)]
+        ctx.save_for_backward(reset, deter, stoch, action, *kept, *tensors)
+        ctx.unimix = unimix
+        ctx.mark_non_differentiable(values.index)
+        return values.deter, values.stoch, values.logits, values.index
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_deter: Tensor, by_stoch: Tensor, by_logits: Tensor, _: Any) -> tuple[Any, ...]:
+        reset, deter, stoch, action, *saved = ctx.saved_tensors
+        count = len(fields(StepValues))
+        values, weights = StepValues(*saved[:count]), StepWeights(*saved[count:])
+        grads = StepGradients.prepare(weights, values)
+        steps, latents = reset.shape[1], values.index.shape[2]
+
+        def last(x: Tensor) -> Tensor:
+            return x[:, -1].unflatten(-1, (latents, -1)).contiguous()
+
+        given, end = last(by_stoch), last(grads.logits)
+        latent_sample_backward(given, torch.zeros_like(given), last(by_logits), last(values.logits), ctx.unimix, end)
+        grads.logits[:, -1] = end.flatten(1)
+        for t in reversed(range(steps)):
+            old, later = values.deter[:, t - 1] if t else deter, reset[:, t + 1] if t + 1 < steps else None
+            back.seen(weights, grads, t)
+            back.deter(weights, by_deter[:, t], old, reset[:, t], later, values, grads, t)
+            back.gates(weights, grads, t)
+            back.hidden(weights, reset[:, t], grads, t)
+            if t:
+                outside = by_stoch[:, t - 1], by_logits[:, t - 1]
+                back.embedded(weights, ctx.unimix, *outside, reset[:, t], values, grads, t)
+        return None, None, None, None, None, None, *_gradients(weights, reset, deter, stoch, action, values, grads)
+
+
+def _gradients(
+    weights: StepWeights,
+    reset: Tensor,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    values: StepValues,
+    grads: StepGradients,
+) -> list[Tensor]:
+    """Those by the embedded action, the evidence, the hidden layer's bias, and `weights` in their order."""
+    size, blocks = weights.deter_in.shape[0], weights.blocks
+    piece = deter.shape[1] // blocks
+
+    def rows(x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+    def old(first: Tensor, following: Tensor) -> Tensor:
+        shifted = torch.cat([first.unsqueeze(1), following[:, :-1]], 1)
+        return rows(shifted.masked_fill_(reset.unsqueeze(-1), 0))
+
+    def active(x: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+        rmsnorm_silu_forward(x, scale, NORM_EPS, out)
+        return out
+
+    def by_norm(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        by_x, sums = rmsnorm_silu_backward(rows(grad), rows(x), scale, NORM_EPS)
+        assert sums is not None
+        return by_x, sums
+
+    in_scale = torch.stack([weights.deter_scale, weights.stoch_scale])
+    deters, stochs = old(deter, values.deter), old(stoch, values.stoch)
+    by_embedded, by_in_scale = by_norm(grads.shared, values.embedded, in_scale)
+    by_hidden, by_hidden_scale = by_norm(grads.active, values.hidden, weights.hidden_scale)
+    by_evidence, by_posterior_scale = by_norm(grads.seen, values.evidence, weights.posterior_scale)
+    by_gates, by_logits = rows(grads.gates), rows(grads.logits)
+    # All blocks read the same embedded deter, stoch and action.
+    shared = by_embedded.new_empty(len(by_embedded), 3 * size)
+    embedded = active(rows(values.embedded), in_scale, torch.empty_like(by_embedded))
+    torch.cat([embedded, rows(action)], 1, out=shared)
+    hidden = active(rows(values.hidden), weights.hidden_scale, torch.empty_like(by_hidden))
+    seen = active(rows(values.evidence), weights.posterior_scale, torch.empty_like(by_evidence))
+    by_weight = torch.empty_like(weights.hidden, memory_format=torch.contiguous_format)
+    pieces = by_block(by_hidden, blocks)
+    torch.bmm(by_block(deters, blocks).transpose(1, 2), pieces, out=by_weight[:, :piece])
+    torch.bmm(shared.t().expand(blocks, -1, -1), pieces, out=by_weight[:, piece:])
+    by_bias = by_embedded.sum(0)
+    from_action = weights.hidden[:, -size:].transpose(1, 2).reshape(-1, size)
+    return [
+        (by_hidden @ from_action).view_as(action),
+        by_evidence.view_as(values.evidence),
+        by_hidden.sum(0),
+        by_embedded[:, :size].t() @ deters,
+        by_bias[:size],
+        by_in_scale[0],
+        by_embedded[:, size:].t() @ stochs,
+        by_bias[size:],
+        by_in_scale[1],
+        by_weight,
+        by_hidden_scale,
+        torch.bmm(by_block(hidden, blocks).transpose(1, 2), by_block(by_gates, blocks)),
+        by_gates.sum(0),
+        by_evidence.t() @ rows(values.deter),
+        by_posterior_scale,
+        by_logits.t() @ seen,
+        by_logits.sum(0),
+    ]
