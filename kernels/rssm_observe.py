@@ -59,8 +59,8 @@ def hidden(weights: StepWeights, deter: Tensor, reset: Tensor, action: Tensor, v
         embedded, embedded.stride(0), weights.deter_scale, weights.stoch_scale, deter, deter.stride(0), reset,
         reset.stride(0), weights.hidden, weights.hidden.stride(0), action, action.stride(0), out, out.stride(0),
         squares, squares.stride(0), len(deter), NORM_EPS,
-        H=size, PIECE=piece, CHUNK=k, GROUPS=groups(k, 8), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(deter),
-        num_warps=groups(k, 8), **launch_options(deter.device),
+        H=size, PIECE=piece, CHUNK=k, GROUPS=groups(k), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(deter),
+        num_warps=groups(k), **launch_options(deter.device),
     )  # fmt: skip
 
 
@@ -69,14 +69,14 @@ def gates(weights: StepWeights, deter: Tensor, reset: Tensor, values: StepValues
     before, squares = values.hidden[:, t], values.squares[:, t]
     out, state = values.gates[:, t], values.deter[:, t]
     piece = deter.shape[1] // weights.blocks
-    k = chunk(piece, 4 * COLUMNS, deter.dtype)
+    k = chunk(piece, COLUMNS, deter.dtype)
     tiles = deter.shape[1] // COLUMNS
     _gates[(piece // COLUMNS, -(-len(deter) // ROWS), weights.blocks)](
         before, before.stride(0), squares, squares.stride(0), weights.hidden_scale, weights.gates,
         weights.gates_bias, deter, deter.stride(0), reset, reset.stride(0), out, out.stride(0), state,
         state.stride(0), len(deter), NORM_EPS,
-        D=deter.shape[1], PIECE=piece, TILES=tiles, TILES_PADDED=padded(tiles), CHUNK=k, GROUPS=groups(k), ROWS=ROWS,
-        COLUMNS=COLUMNS, EXACT=exact(deter), num_warps=groups(k), **launch_options(deter.device),
+        D=deter.shape[1], PIECE=piece, TILES=tiles, TILES_PADDED=padded(tiles), CHUNK=k, GROUPS=groups(k, 2), ROWS=ROWS,
+        COLUMNS=COLUMNS, EXACT=exact(deter), num_warps=groups(k, 2), **launch_options(deter.device),
     )  # fmt: skip
 
 
@@ -231,13 +231,11 @@ if HAS_TRITON:
         local = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         inside = row < rows
-        # The three gates' columns side by side, and a fourth quarter of nothing: one product instead of three.
-        wide_slot = tl.arange(0, 4 * COLUMNS)
-        real = (wide_slot < 3 * COLUMNS)[None, None, :]
-        wide_column = wide_slot // COLUMNS * PIECE + tl.program_id(0) * COLUMNS + wide_slot % COLUMNS
-        from_block = w + block.to(tl.int64) * PIECE * 3 * PIECE + wide_column[None, None, :]
         first = places(0, CHUNK, GROUPS)[:, :, None] * 3 * PIECE
-        weight = tl.load(from_block + first, mask=real, other=0.0)
+        from_block = w + block.to(tl.int64) * PIECE * 3 * PIECE + local[None, None, :]
+        weight0 = tl.load(from_block + first)
+        weight1 = tl.load(from_block + first + PIECE)
+        weight2 = tl.load(from_block + first + 2 * PIECE)
         of_gate = block * 3 * PIECE + local
         bias0 = tl.load(bias + of_gate).to(tl.float32)
         bias1 = tl.load(bias + of_gate + PIECE).to(tl.float32)
@@ -253,18 +251,25 @@ if HAS_TRITON:
         fresh = tl.load(reset + row * reset_stride, mask=inside, other=1)
         old = tl.load(deter + wide * deter_stride + column[None, :], mask=inside[:, None], other=0.0)
         rate = 1.0 / tl.sqrt(tl.sum(total, 1) / D + eps)
-        acc = tl.zeros([GROUPS, ROWS, 4 * COLUMNS], tl.float32)
+        acc0 = tl.zeros([GROUPS, ROWS, COLUMNS], tl.float32)
+        acc1 = tl.zeros([GROUPS, ROWS, COLUMNS], tl.float32)
+        acc2 = tl.zeros([GROUPS, ROWS, COLUMNS], tl.float32)
         for start in tl.static_range(0, PIECE, CHUNK):
             if start > 0:
-                weight = tl.load(from_block + start * 3 * PIECE + first, mask=real, other=0.0)
+                next = from_block + start * 3 * PIECE + first
+                weight0 = tl.load(next)
+                weight1 = tl.load(next + PIECE)
+                weight2 = tl.load(next + 2 * PIECE)
                 factor = tl.load(scale + start + at)
                 value = load_rows(hidden, hidden_stride, row, inside, start + at)
-            acc = product(normed(value, rate, factor), weight, acc, EXACT)
+            active = normed(value, rate, factor)
+            acc0 = product(active, weight0, acc0, EXACT)
+            acc1 = product(active, weight1, acc1, EXACT)
+            acc2 = product(active, weight2, acc2, EXACT)
         kind = out.dtype.element_ty
-        pieces = tl.permute(tl.reshape(tl.sum(acc, 0).to(kind), [ROWS, 2, 2, COLUMNS]), [0, 3, 1, 2])
-        even, odd = tl.split(pieces)
-        reset_gate, update = tl.split(even)
-        candidate, _ = tl.split(odd)
+        reset_gate = tl.sum(acc0, 0).to(kind)
+        candidate = tl.sum(acc1, 0).to(kind)
+        update = tl.sum(acc2, 0).to(kind)
         to = out + wide * out_stride + of_gate[None, :]
         tl.store(to, reset_gate, mask=inside[:, None])
         tl.store(to + PIECE, candidate, mask=inside[:, None])
