@@ -61,11 +61,10 @@ class Agent:
         self.model = Model(config, action_size)
         self.model.initialize(torch.Generator().manual_seed(seed))
         self.model.to(self.device)
+        self.model.flatten()
         self.sampler = RandomSampler(self.device, seed)
-        trained = self.model.trained()
-        self._parameters = [p for _, p in trained]
         self.optimizer = LaProp(
-            trained,
+            self.model.flat,
             lr=config.lr,
             warmup=config.warmup,
             beta1=config.beta1,
@@ -73,6 +72,8 @@ class Agent:
             eps=config.eps,
             agc=config.agc,
             agc_min=config.agc_min,
+            copy=None if self.model.casts is None else self.model.casts.buffer,
+            follower=self.model.follower(config.slow_rate),
         )
         self._metric_names: list[str] = []
         self._captured: dict[str, Captured] = {}
@@ -114,6 +115,7 @@ class Agent:
             Actions (N, A) float32 in [-1, 1] (cut there; the world model reads a longer action as its cut, so nothing
             is lost), the next carry, and the latents (N, ...) of this row for the replay.
         """
+        self.model.refresh()
         state = carry.state
         inputs = (image, is_first, state.deter, state.stoch, carry.action)
         if mode in self._captured and (sampler is None or type(sampler) is RandomSampler):
@@ -178,6 +180,7 @@ class Agent:
         if batch.image is None or batch.deter is None or batch.stoch is None:
             raise ValueError("an update of the agent needs a batch with image, deter and stoch")
         inputs = [getattr(batch, name) for name in _BATCH_FIELDS]
+        self.model.refresh()
         self.optimizer.advance()
         if "update" in self._captured and sampler is None:
             values, deter, stoch = self._captured["update"](*inputs)
@@ -188,11 +191,11 @@ class Agent:
     def _update(self, *inputs: Tensor, sampler: Sampler | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """All of an update that happens on the device: the metrics in one tensor, and the latents."""
         batch = Batch(**dict(zip(_BATCH_FIELDS, inputs)), index=_NO_INDEX)
-        result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
-        gradients = torch.autograd.grad(result.loss, self._parameters)
+        with self.model.recording():
+            result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
+            gradients = self.model.gradients(result.loss)
+        # With the step moves the slow critic: that of the next update knows of this one's parameters.
         norm = self.optimizer.apply(gradients)
-        # After the step: the next update's slow critic knows of this one's parameters.
-        self.model.update_slow_critic(self.config.slow_rate)
         metrics = {**result.metrics, "opt/grad_norm": norm}
         self._metric_names = list(metrics)
         observed = result.observed
@@ -234,7 +237,8 @@ class Agent:
         model = self.model.state_dict()
         return {
             "agent": self._identity(),
-            "model": {name: tensor.detach() for name, tensor in model.items() if name.startswith(_POLICY_PARTS)},
+            # Copies: saving a view saves the whole buffer that it lies in.
+            "model": {name: tensor.clone() for name, tensor in model.items() if name.startswith(_POLICY_PARTS)},
         }
 
     def load_policy_state(self, state: dict[str, Any]) -> None:

@@ -132,10 +132,11 @@ class RSSM(nn.Module):
         core, from_action = self._core_weights()
         embedded = self._embed_action(from_action, action.masked_fill(reset.unsqueeze(-1), 0))
         linear = self.posterior.linear
-        from_deter, from_tokens = linear.weight.to(self.dtype).split([self.deter, tokens.shape[-1]], 1)
-        evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.bias.to(self.dtype))
+        from_deter, from_tokens = linear.cast("weight", self.dtype).split([self.deter, tokens.shape[-1]], 1)
+        evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.cast("bias", self.dtype))
         logit = self.posterior_logit
-        posterior = (from_deter, self.posterior.norm.scale, logit.weight.to(self.dtype), logit.bias.to(self.dtype))
+        logits = (logit.cast("weight", self.dtype), logit.cast("bias", self.dtype))
+        posterior = (from_deter, self.posterior.norm.scale, *logits)
         deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype)
         deters, stochs, logits, indices = scan(
             sampler, self.unimix, reset, deter, stoch, embedded, evidence, posterior, core
@@ -174,25 +175,25 @@ class RSSM(nn.Module):
     def _core_weights(self) -> tuple[CoreWeights, Tensor]:
         """The GRU's weights in `dtype`, and what its hidden layer takes of the embedded action, (hidden, deter)."""
         deter_in, stoch_in, hidden = self.deter_in, self.stoch_in, self.hidden_size
-        weight = self.hidden.weight.to(self.dtype)
+        weight = self.hidden.cast("weight", self.dtype)
         deter, *dense = weight.split([self.deter // self.blocks, 2 * hidden, hidden], 1)
         shared, from_action = (part.transpose(0, 1).reshape(-1, self.deter) for part in dense)
         core = CoreWeights(
-            deter_in=deter_in.linear.weight.to(self.dtype),
-            stoch_in=stoch_in.linear.weight.to(self.dtype),
-            in_bias=torch.cat([deter_in.linear.bias, stoch_in.linear.bias]).to(self.dtype),
+            deter_in=deter_in.linear.cast("weight", self.dtype),
+            stoch_in=stoch_in.linear.cast("weight", self.dtype),
+            in_bias=torch.cat([layer.linear.cast("bias", self.dtype) for layer in (deter_in, stoch_in)]),
             in_scale=torch.stack([deter_in.norm.scale, stoch_in.norm.scale]),
             hidden=deter,
             shared=shared,
             hidden_scale=self.hidden_norm.scale,
-            gates=self.gates.weight.to(self.dtype),
-            gates_bias=self.gates.bias.to(self.dtype),
+            gates=self.gates.cast("weight", self.dtype),
+            gates_bias=self.gates.cast("bias", self.dtype),
         )
         return core, from_action
 
     def _embed_action(self, from_action: Tensor, action: Tensor) -> Tensor:
         """(..., A) to its share (..., deter) of the hidden layer before the norm, the bias included."""
-        return self.action_in(_cut(action.to(self.dtype))) @ from_action + self.hidden.bias.to(self.dtype)
+        return self.action_in(_cut(action.to(self.dtype))) @ from_action + self.hidden.cast("bias", self.dtype)
 
 
 def _cut(action: Tensor) -> Tensor:
