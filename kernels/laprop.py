@@ -281,7 +281,7 @@ if HAS_TRITON:
             tl.store(parameter + at, p, mask=inside)
             if COPY:
                 tl.store(copy + at, p.to(copy.dtype.element_ty), mask=inside)
-            if FOLLOWER:
+            if FOLLOWER:  # noqa: SIM102 - this is known when compiling, what follows is not
                 if unit >= follower_start:
                     there = at - follower_start * _ALIGN
                     old = tl.load(follower + there, mask=inside, other=0.0)

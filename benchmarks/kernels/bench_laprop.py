@@ -56,7 +56,7 @@ def main() -> None:
 
         wanted, reference = run(laprop_reference)
         reference()
-        # Both passes read the gradient and the parameters; the second also the moments, and writes all but the gradient.
+        # Both passes read gradient and parameters; the second also reads the moments, and writes all but the gradient.
         size = segments.total * (9 * 4 + dtype.itemsize)
         for name, call in (("laprop", laprop), ("reference", laprop_reference), ("foreach, by tensor", by_tensor)):
             state, once = run(call)

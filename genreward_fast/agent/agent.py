@@ -15,6 +15,7 @@ from genreward_fast.agent.captured import Captured
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
+from genreward_fast.agent.parallel import Parallel
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler, Sampler
 from genreward_fast.errors import UserError
@@ -23,6 +24,7 @@ from genreward_fast.types import Batch, Latents
 _BATCH_FIELDS = ("image", "action", "reward", "is_first", "is_last", "is_terminal", "deter", "stoch")
 _NO_INDEX = torch.empty(0, dtype=torch.int64)
 _POLICY_PARTS = ("encoder.", "rssm.", "actor.")
+_RANK_STRIDE = 1_000_003  # between the seeds of two processes
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,36 @@ class Agent:
         model: the networks and the return range.
         optimizer: its state is part of `state_dict`.
         sampler: the source of all random draws, with its own generator on the device.
+        parallel: the processes that train together, each on its own share of the batches; None for one alone.
 
     On CUDA, `update` and `act` run as CUDA graphs (`AgentConfig.capture`), unless a call brings a sampler that is not a
     `RandomSampler`. The first call of each shape runs plainly, the second records its graph; so the parameters, moments
     and return range must stay the tensors that they are, as `load_state_dict` leaves them.
     """
 
-    def __init__(self, config: AgentConfig, action_size: int, device: torch.device | str, seed: int = 0) -> None:
-        """Draws the initial parameters on the host, so that a seed gives the same ones on every device."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        action_size: int,
+        device: torch.device | str,
+        seed: int = 0,
+        parallel: Parallel | None = None,
+    ) -> None:
+        """Draws the initial parameters on the host, so that a seed gives the same ones on every device.
+
+        With `parallel`, `update` and the loading of states are collective: all processes call them together. All
+        start from the first one's parameters, and draw from different generators. Gradients and metrics are means over
+        the processes, return percentiles are those of all returns; so equal shares of a batch update the parameters as
+        the whole batch would, and they stay the same everywhere.
+        """
         self.config, self.action_size, self.device = config, action_size, torch.device(device)
         self.model = Model(config, action_size)
         self.model.initialize(torch.Generator().manual_seed(seed))
         self.model.to(self.device)
         self.model.flatten()
-        self.sampler = RandomSampler(self.device, seed)
+        self.parallel = parallel
+        self._seed = seed + (0 if parallel is None else parallel.rank * _RANK_STRIDE)
+        self.sampler = RandomSampler(self.device, self._seed)
         self.optimizer = LaProp(
             self.model.flat,
             lr=config.lr,
@@ -75,6 +93,10 @@ class Agent:
             copy=None if self.model.casts is None else self.model.casts.buffer,
             follower=self.model.follower(config.slow_rate),
         )
+        if parallel is not None:
+            self.optimizer.reduce = parallel.mean_
+            self.model.return_range.gather = parallel.gather
+            self._share_state()
         self._metric_names: list[str] = []
         self._captured: dict[str, Captured] = {}
         if config.capture and self.device.type == "cuda":
@@ -198,8 +220,10 @@ class Agent:
         norm = self.optimizer.apply(gradients)
         metrics = {**result.metrics, "opt/grad_norm": norm}
         self._metric_names = list(metrics)
-        observed = result.observed
-        return torch.stack(list(metrics.values())), observed.state.deter.detach(), observed.index.to(torch.uint8)
+        observed, values = result.observed, torch.stack(list(metrics.values()))
+        if self.parallel is not None:
+            self.parallel.mean_(values)
+        return values, observed.state.deter.detach(), observed.index.to(torch.uint8)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as nested dicts of tensors and plain values.
@@ -217,7 +241,8 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a `state_dict`. The resume is exact on the kind of device that it was saved on; on another one the
-        random draws go on from this agent's own seed, since generators of different kinds share no state.
+        random draws go on from this agent's own seed, since generators of different kinds share no state. Of several
+        processes only the one that saved the state, the first, draws on as it would have.
 
         Raises:
             UserError: the state is that of an agent with other sizes or another number of actions, or is incomplete.
@@ -228,6 +253,10 @@ class Agent:
             self.optimizer.load_state_dict(state["optimizer"])
             if state["generator_device"] == self.device.type:
                 self.sampler.generator.set_state(state["generator"].cpu())
+            if self.parallel is not None:
+                if self.parallel.rank:  # the saved generator is the first process's
+                    self.sampler.generator.manual_seed(self._seed + self.updates)
+                self._share_state()
         except (KeyError, RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint's agent is damaged or from another version ({reason})") from None
@@ -254,6 +283,14 @@ class Agent:
             missing = sorted(wanted ^ model.keys())
             raise UserError(f"the checkpoint's policy does not fit this version of the agent: {missing[0]} differs")
         self.model.load_state_dict(model, strict=False)
+
+    def _share_state(self) -> None:
+        """Gives all processes the first one's parameters, moments and return range."""
+        assert self.parallel is not None
+        ranges = (self.model.return_range.low, self.model.return_range.high)
+        for tensor in (self.model.flat.buffer, self.model.slow.buffer, *self.optimizer.buffers, *ranges):
+            self.parallel.broadcast_(tensor)
+        self.model.refresh(force=True)
 
     def _identity(self) -> dict[str, Any]:
         return {**self.config.describe(), "bins": self.config.bins, "action_size": self.action_size}

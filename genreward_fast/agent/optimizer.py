@@ -66,6 +66,11 @@ class LaProp:
         self._rate = torch.zeros((), device=device)  # -lr_n over the bias correction of μ
         self._nu_correction = torch.ones((), device=device)
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Both moments of all parameters."""
+        return self._mu, self._nu
+
     @torch.no_grad()
     def clip(self, gradients: Gradients) -> tuple[list[Tensor], Tensor]:
         """The clipped gradients, and the norm (0-d) of all gradients together before clipping."""
