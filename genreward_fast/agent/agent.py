@@ -16,6 +16,7 @@ from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
 from genreward_fast.agent.parallel import Parallel
+from genreward_fast.agent.rows import Rows
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler, Sampler
 from genreward_fast.errors import UserError
@@ -99,6 +100,7 @@ class Agent:
             self._share_state()
         self._metric_names: list[str] = []
         self._captured: dict[str, Captured] = {}
+        self._rows: Rows | None = None
         if config.capture and self.device.type == "cuda":
             generator = self.sampler.generator
             self._captured["update"] = Captured(self._update, generator)
@@ -142,9 +144,9 @@ class Agent:
         inputs = (image, is_first, state.deter, state.stoch, carry.action)
         if mode in self._captured and (sampler is None or type(sampler) is RandomSampler):
             with self._drawing_from(sampler):
-                action, deter, stoch, index = self._captured[mode](*inputs)
+                deter, stoch, action, index = self._captured[mode](*inputs)
         else:
-            action, deter, stoch, index = self._act(mode, sampler or self.sampler, *inputs)
+            deter, stoch, action, index = self._act(mode, sampler or self.sampler, *inputs)
         return action, Carry(State(deter, stoch), action), Latents(deter, index)
 
     def _act(
@@ -157,7 +159,10 @@ class Agent:
         stoch: Tensor,
         action: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The action, and the new deter, one-hot stoch and its uint8 indices."""
+        """The new deter and one-hot stoch, the action, and the uint8 indices of the stoch.
+
+        What is carried on stands in the order of the arguments, so that a graph takes it back in one copy.
+        """
         observed = self.model.rssm.observe(
             State(deter, stoch),
             self.model.encoder(image).unsqueeze(1),
@@ -168,7 +173,7 @@ class Agent:
         state = State(observed.state.deter[:, 0], observed.state.stoch[:, 0])
         policy = self.model.actor(state.features())
         action = policy.mean if mode == "mean" else sampler.action(policy.mean, policy.stddev, 0)
-        return action.clamp(-1, 1), state.deter, state.stoch, observed.index[:, 0].to(torch.uint8)
+        return state.deter, state.stoch, action.clamp(-1, 1), observed.index[:, 0].to(torch.uint8)
 
     def _actor_of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *inputs: self._act(mode, self.sampler, *inputs)
@@ -208,7 +213,44 @@ class Agent:
             values, deter, stoch = self._captured["update"](*inputs)
         else:
             values, deter, stoch = self._update(*inputs, sampler=sampler)
-        return dict(zip(self._metric_names, values.unbind())), Latents(deter, stoch)
+        return self._metrics(values), Latents(deter, stoch)
+
+    def update_from(self, rows: Rows, index: Tensor) -> dict[str, Tensor]:
+        """`update` with rows of a replay, whose latents are renewed: gathering, learning and writing back.
+
+        On CUDA, if the rows are kept there, all of it is one CUDA graph; else it is done step by step. Never waits for
+        the device, unless the rows are elsewhere.
+
+        Args:
+            rows: best always the same ones, since a graph belongs to them.
+            index: (B, T) int64 on the host, T = `batch_length` + `context`. It may be overwritten after the call.
+
+        Returns:
+            Metrics, each 0-d on the device.
+        """
+        if not self._captured or rows.storage.type != "cuda":
+            batch = rows.gather(index)
+            metrics, latents = self.update(batch)
+            rows.write_back(batch.index[:, self.config.context :], latents)
+            return metrics
+        if self._rows is not rows:
+            self._rows = rows
+            self._captured["rows"] = Captured(self._update_rows, self.sampler.generator)
+        self.model.refresh()
+        self.optimizer.advance()
+        # Pinned memory comes from a pool that lends it again only when the copy out of it has been done.
+        (values,) = self._captured["rows"](index.pin_memory())
+        return self._metrics(values)
+
+    def _update_rows(self, index: Tensor) -> tuple[Tensor]:
+        assert self._rows is not None
+        batch = self._rows.gather(index)
+        values, deter, stoch = self._update(*(getattr(batch, name) for name in _BATCH_FIELDS))
+        self._rows.write_back(index[:, self.config.context :], Latents(deter, stoch))
+        return (values,)
+
+    def _metrics(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._metric_names, values.unbind()))
 
     def _update(self, *inputs: Tensor, sampler: Sampler | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """All of an update that happens on the device: the metrics in one tensor, and the latents."""

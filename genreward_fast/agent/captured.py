@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
+
+_ALIGN = 16
 
 
 class Captured:
@@ -22,7 +25,7 @@ class Captured:
     that plain runs, replays, and saving and restoring the state mix freely.
 
     Args:
-        function: positional tensors to a tuple of tensors.
+        function: positional tensors on the device to a tuple of tensors there.
         generator: the CUDA generator that it draws from.
         limit: the most graphs to keep, since each has memory of its own; other shapes run without.
     """
@@ -37,12 +40,16 @@ class Captured:
         return sum(graph is not None for graph in self._graphs.values())
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The function's outputs; later calls leave them as they are."""
+        """The function's outputs; later calls leave them as they are.
+
+        Inputs may also lie in pinned host memory, from where they are copied without waiting. Results that were
+        returned side by side and come back as inputs in the same order are copied at once.
+        """
         key = tuple((x.shape, x.dtype) for x in inputs)
         if key not in self._graphs:
             if len(self._graphs) < self.limit:
                 self._graphs[key] = None
-            return self.function(*inputs)
+            return self.function(*(x.to(self.generator.device, non_blocking=True) for x in inputs))
         graph = self._graphs[key]
         if graph is None:
             graph = self._graphs[key] = _Graph(self.function, self.generator, inputs)
@@ -51,21 +58,79 @@ class Captured:
 
 class _Graph:
     def __init__(self, function: Function, generator: torch.Generator, inputs: tuple[Tensor, ...]) -> None:
-        self.inputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+        device = generator.device
+        self._layout = Layout(inputs)
+        self._buffer = torch.empty(self._layout.size, dtype=torch.uint8, device=device)
+        self.inputs = self._layout.views(self._buffer)
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(generator)
         # A stream of its own: cuBLAS keeps a workspace for each stream, and the one that this graph will go on using
         # is then allocated while it is recorded, out of memory that nothing else gets. "thread_local": other threads
         # may use the device meanwhile.
-        stream = torch.cuda.Stream(inputs[0].device)
+        stream = torch.cuda.Stream(device)
         with (
-            torch.cuda.device(inputs[0].device),
+            torch.cuda.device(device),
             torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"),
         ):
-            self.outputs = function(*self.inputs)
+            outputs = function(*self.inputs)
+            self._results = Layout(outputs)
+            self._joined = self._results.join(outputs)
 
-    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for buffer, value in zip(self.inputs, inputs):
-            buffer.copy_(value, non_blocking=True)
+    def replay(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        self._layout.fill(self._buffer, self.inputs, inputs)
         self.graph.replay()
-        return tuple(output.clone() for output in self.outputs)
+        return self._results.views(self._joined.clone())
+
+
+class Layout:
+    """Where tensors of certain shapes and dtypes lie one after the other in a buffer of bytes.
+
+    Attributes:
+        size: of the buffer.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self._kinds = [(x.dtype, x.shape) for x in like]
+        self._sizes = [x.numel() * x.itemsize for x in like]
+        *self._starts, self.size = accumulate((-(-size // _ALIGN) * _ALIGN for size in self._sizes), initial=0)
+
+    def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """The tensors in a buffer (size,) uint8."""
+        return tuple(
+            buffer[start : start + size].view(dtype).view(shape)
+            for start, size, (dtype, shape) in zip(self._starts, self._sizes, self._kinds)
+        )
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """A buffer with copies of the tensors, made in one launch if they are contiguous."""
+        gap = torch.zeros(_ALIGN, dtype=torch.uint8, device=tensors[0].device)
+        pieces = []
+        for tensor, size in zip(tensors, self._sizes):
+            pieces += [tensor.contiguous().view(-1).view(torch.uint8), gap[: -size % _ALIGN]]
+        return torch.cat([piece for piece in pieces if len(piece)])
+
+    def fill(self, buffer: Tensor, views: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Copies tensors into their places, `views` of the buffer; those that lie in memory just so, at once."""
+        first = 0
+        while first < len(tensors):
+            last = first
+            while last + 1 < len(tensors) and self._follows(tensors, first, last + 1):
+                last += 1
+            if last == first:
+                views[first].copy_(tensors[first], non_blocking=True)
+            else:
+                start, end = self._starts[first], self._starts[last] + self._sizes[last]
+                head = tensors[first]
+                source = torch.empty(0, dtype=torch.uint8, device=head.device)
+                source.set_(head.untyped_storage(), head.storage_offset() * head.itemsize, (end - start,), (1,))
+                buffer[start:end].copy_(source, non_blocking=True)
+            first = last + 1
+
+    def _follows(self, tensors: Sequence[Tensor], first: int, later: int) -> bool:
+        a, b = tensors[first], tensors[later]
+        return (
+            b.data_ptr() - a.data_ptr() == self._starts[later] - self._starts[first]
+            and b.untyped_storage().data_ptr() == a.untyped_storage().data_ptr()
+            and a.is_contiguous()
+            and b.is_contiguous()
+        )
