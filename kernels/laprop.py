@@ -42,7 +42,9 @@ class Segments:
         padded = [-(-size // ALIGN) for size in sizes]
         total = ALIGN * sum(padded)
         chunk = chunk or (CHUNK if total <= LARGE else 4 * CHUNK)
-        step, start, starts, rows = chunk // ALIGN, 0, [], []
+        step, start = chunk // ALIGN, 0
+        starts: list[int] = []
+        rows: list[tuple[int, int, int, int]] = []
         for units in padded:
             starts.append(ALIGN * start)
             first, count = len(rows), -(-units // step)

@@ -134,9 +134,9 @@ class RSSM(nn.Module):
         linear = self.posterior.linear
         from_deter, from_tokens = linear.cast("weight", self.dtype).split([self.deter, tokens.shape[-1]], 1)
         evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.cast("bias", self.dtype))
-        logit = self.posterior_logit
-        logits = (logit.cast("weight", self.dtype), logit.cast("bias", self.dtype))
-        posterior = (from_deter, self.posterior.norm.scale, *logits)
+        output = self.posterior_logit
+        to_logits = output.cast("weight", self.dtype), output.cast("bias", self.dtype)
+        posterior = (from_deter, self.posterior.norm.scale, *to_logits)
         deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype)
         deters, stochs, logits, indices = scan(
             sampler, self.unimix, reset, deter, stoch, embedded, evidence, posterior, core
