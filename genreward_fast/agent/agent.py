@@ -104,7 +104,7 @@ class Agent(Saving):
             generator = self.sampler.generator
             self._captured["update"] = Captured(self._update, generator)
             for mode in ("sample", "mean"):
-                self._captured[mode] = Captured(self._actor_of(mode), generator, limit=4)
+                self._captured[mode] = Captured(self._actor_of(mode), generator, limit=4, carried=3)
 
     @property
     def updates(self) -> int:
