@@ -56,6 +56,7 @@ def result(agent, metrics):
 
 
 def work(folder: Path, device: str) -> None:
+    torch.backends.cudnn.allow_tf32 = False
     parallel, own = Parallel.from_environment(device)
     rank, size = parallel.rank, parallel.size
     agent = make_agent(ROWS // size, seed=rank, device=own, parallel=parallel)  # the parameters of process 0 count
@@ -73,11 +74,12 @@ def work(folder: Path, device: str) -> None:
 
 def two_processes(folder: Path, device: str) -> dict:
     """What one process makes of whole batches, and what two make of their halves is in the folder."""
-    single = make_agent(ROWS, seed=0)
+    single = make_agent(ROWS, seed=0, device=device)
     for update in range(UPDATES):
         recorder = RecordingSampler(single.sampler)
-        metrics, _ = single.update(make_batch(update), recorder)
-        torch.save(vars(recorder.draws()), folder / f"draws{update}.pt")
+        metrics, _ = single.update(share(make_batch(update), 0, 1, device), recorder)
+        draws = {name: value.cpu() for name, value in vars(recorder.draws()).items()}
+        torch.save(draws, folder / f"draws{update}.pt")
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -88,11 +90,13 @@ def two_processes(folder: Path, device: str) -> dict:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_two_halves_are_the_whole(device, tmp_path):
+def test_two_halves_are_the_whole(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     expected = two_processes(tmp_path, device)
-    limit = 1e-5 if device == "cpu" else 1e-3
+    # On a GPU other batch sizes take other kernels, and LaProp makes steps of the same size out of small gradients.
+    limit = 1e-5 if device == "cpu" else 1e-2
     given, own = ([torch.load(tmp_path / f"{name}{rank}.pt") for rank in (0, 1)] for name in ("given", "own"))
     for name, value in expected["parameters"].items():
         found = given[0]["parameters"][name]
