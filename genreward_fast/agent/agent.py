@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +15,16 @@ from genreward_fast.agent.captured import Captured
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
+from genreward_fast.agent.parallel import Parallel
+from genreward_fast.agent.rows import Rows
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler, Sampler
-from genreward_fast.errors import UserError
+from genreward_fast.agent.saving import Saving
 from genreward_fast.types import Batch, Latents
 
 _BATCH_FIELDS = ("image", "action", "reward", "is_first", "is_last", "is_terminal", "deter", "stoch")
 _NO_INDEX = torch.empty(0, dtype=torch.int64)
-_POLICY_PARTS = ("encoder.", "rssm.", "actor.")
+_RANK_STRIDE = 1_000_003  # between the seeds of two processes
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Carry:
     action: Tensor
 
 
-class Agent:
+class Agent(Saving):
     """DreamerV3 (Hafner et al., Nature 2025), as in the published code of 2025.
 
     Attributes:
@@ -49,23 +51,38 @@ class Agent:
         model: the networks and the return range.
         optimizer: its state is part of `state_dict`.
         sampler: the source of all random draws, with its own generator on the device.
+        parallel: the processes that train together, each on its own share of the batches; None for one alone.
 
     On CUDA, `update` and `act` run as CUDA graphs (`AgentConfig.capture`), unless a call brings a sampler that is not a
     `RandomSampler`. The first call of each shape runs plainly, the second records its graph; so the parameters, moments
     and return range must stay the tensors that they are, as `load_state_dict` leaves them.
     """
 
-    def __init__(self, config: AgentConfig, action_size: int, device: torch.device | str, seed: int = 0) -> None:
-        """Draws the initial parameters on the host, so that a seed gives the same ones on every device."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        action_size: int,
+        device: torch.device | str,
+        seed: int = 0,
+        parallel: Parallel | None = None,
+    ) -> None:
+        """Draws the initial parameters on the host, so that a seed gives the same ones on every device.
+
+        With `parallel`, `update` and the loading of states are collective: all processes call them together. All
+        start from the first one's parameters, and draw from different generators. Gradients and metrics are means over
+        the processes, return percentiles are those of all returns; so equal shares of a batch update the parameters as
+        the whole batch would, and they stay the same everywhere.
+        """
         self.config, self.action_size, self.device = config, action_size, torch.device(device)
         self.model = Model(config, action_size)
         self.model.initialize(torch.Generator().manual_seed(seed))
         self.model.to(self.device)
-        self.sampler = RandomSampler(self.device, seed)
-        trained = self.model.trained()
-        self._parameters = [p for _, p in trained]
+        self.model.flatten()
+        self.parallel = parallel
+        self._seed = seed + (0 if parallel is None else parallel.rank * _RANK_STRIDE)
+        self.sampler = RandomSampler(self.device, self._seed)
         self.optimizer = LaProp(
-            trained,
+            self.model.flat,
             lr=config.lr,
             warmup=config.warmup,
             beta1=config.beta1,
@@ -73,14 +90,21 @@ class Agent:
             eps=config.eps,
             agc=config.agc,
             agc_min=config.agc_min,
+            copy=None if self.model.casts is None else self.model.casts.buffer,
+            follower=self.model.follower(config.slow_rate),
         )
+        if parallel is not None:
+            self.optimizer.reduce = parallel.mean_
+            self.model.return_range.gather = parallel.gather
+            self._share_state()
         self._metric_names: list[str] = []
         self._captured: dict[str, Captured] = {}
+        self._rows: Rows | None = None
         if config.capture and self.device.type == "cuda":
             generator = self.sampler.generator
             self._captured["update"] = Captured(self._update, generator)
             for mode in ("sample", "mean"):
-                self._captured[mode] = Captured(self._actor_of(mode), generator, limit=4)
+                self._captured[mode] = Captured(self._actor_of(mode), generator, limit=4, carried=3)
 
     @property
     def updates(self) -> int:
@@ -114,13 +138,14 @@ class Agent:
             Actions (N, A) float32 in [-1, 1] (cut there; the world model reads a longer action as its cut, so nothing
             is lost), the next carry, and the latents (N, ...) of this row for the replay.
         """
+        self.model.refresh()
         state = carry.state
         inputs = (image, is_first, state.deter, state.stoch, carry.action)
         if mode in self._captured and (sampler is None or type(sampler) is RandomSampler):
             with self._drawing_from(sampler):
-                action, deter, stoch, index = self._captured[mode](*inputs)
+                deter, stoch, action, index = self._captured[mode](*inputs)
         else:
-            action, deter, stoch, index = self._act(mode, sampler or self.sampler, *inputs)
+            deter, stoch, action, index = self._act(mode, sampler or self.sampler, *inputs)
         return action, Carry(State(deter, stoch), action), Latents(deter, index)
 
     def _act(
@@ -133,7 +158,10 @@ class Agent:
         stoch: Tensor,
         action: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The action, and the new deter, one-hot stoch and its uint8 indices."""
+        """The new deter and one-hot stoch, the action, and the uint8 indices of the stoch.
+
+        What is carried on stands in the order of the arguments, so that a graph takes it back in one copy.
+        """
         observed = self.model.rssm.observe(
             State(deter, stoch),
             self.model.encoder(image).unsqueeze(1),
@@ -144,7 +172,7 @@ class Agent:
         state = State(observed.state.deter[:, 0], observed.state.stoch[:, 0])
         policy = self.model.actor(state.features())
         action = policy.mean if mode == "mean" else sampler.action(policy.mean, policy.stddev, 0)
-        return action.clamp(-1, 1), state.deter, state.stoch, observed.index[:, 0].to(torch.uint8)
+        return state.deter, state.stoch, action.clamp(-1, 1), observed.index[:, 0].to(torch.uint8)
 
     def _actor_of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *inputs: self._act(mode, self.sampler, *inputs)
@@ -178,91 +206,70 @@ class Agent:
         if batch.image is None or batch.deter is None or batch.stoch is None:
             raise ValueError("an update of the agent needs a batch with image, deter and stoch")
         inputs = [getattr(batch, name) for name in _BATCH_FIELDS]
+        self.model.refresh()
         self.optimizer.advance()
         if "update" in self._captured and sampler is None:
             values, deter, stoch = self._captured["update"](*inputs)
         else:
             values, deter, stoch = self._update(*inputs, sampler=sampler)
-        return dict(zip(self._metric_names, values.unbind())), Latents(deter, stoch)
+        return self._metrics(values), Latents(deter, stoch)
+
+    def update_from(self, rows: Rows, index: Tensor) -> dict[str, Tensor]:
+        """`update` with rows of a replay, whose latents are renewed: gathering, learning and writing back.
+
+        On CUDA, if the rows are kept there, all of it is one CUDA graph; else it is done step by step. Never waits for
+        the device, unless the rows are elsewhere.
+
+        Args:
+            rows: best always the same ones, since a graph belongs to them.
+            index: (B, T) int64 on the host, T = `batch_length` + `context`. It may be overwritten after the call.
+
+        Returns:
+            Metrics, each 0-d on the device.
+        """
+        if not self._captured or rows.storage.type != "cuda":
+            batch = rows.gather(index)
+            metrics, latents = self.update(batch)
+            rows.write_back(batch.index[:, self.config.context :], latents)
+            return metrics
+        if self._rows is not rows:
+            self._rows = rows
+            self._captured["rows"] = Captured(self._update_rows, self.sampler.generator)
+        self.model.refresh()
+        self.optimizer.advance()
+        # Pinned memory comes from a pool that lends it again only when the copy out of it has been done.
+        (values,) = self._captured["rows"](index.pin_memory())
+        return self._metrics(values)
+
+    def _update_rows(self, index: Tensor) -> tuple[Tensor]:
+        assert self._rows is not None
+        batch = self._rows.gather(index)
+        values, deter, stoch = self._update(*(getattr(batch, name) for name in _BATCH_FIELDS))
+        self._rows.write_back(index[:, self.config.context :], Latents(deter, stoch))
+        return (values,)
+
+    def _metrics(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._metric_names, values.unbind()))
 
     def _update(self, *inputs: Tensor, sampler: Sampler | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """All of an update that happens on the device: the metrics in one tensor, and the latents."""
         batch = Batch(**dict(zip(_BATCH_FIELDS, inputs)), index=_NO_INDEX)
-        result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
-        gradients = torch.autograd.grad(result.loss, self._parameters)
+        with self.model.recording():
+            result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
+            gradients = self.model.gradients(result.loss)
+        # With the step moves the slow critic: that of the next update knows of this one's parameters.
         norm = self.optimizer.apply(gradients)
-        # After the step: the next update's slow critic knows of this one's parameters.
-        self.model.update_slow_critic(self.config.slow_rate)
         metrics = {**result.metrics, "opt/grad_norm": norm}
         self._metric_names = list(metrics)
-        observed = result.observed
-        return torch.stack(list(metrics.values())), observed.state.deter.detach(), observed.index.to(torch.uint8)
+        observed, values = result.observed, torch.stack(list(metrics.values()))
+        if self.parallel is not None:
+            self.parallel.mean_(values)
+        return values, observed.state.deter.detach(), observed.index.to(torch.uint8)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact resume needs, as nested dicts of tensors and plain values.
-
-        The tensors are the live ones: copy or save them before the next update. `torch.load(weights_only=True)` reads
-        them back.
-        """
-        return {
-            "agent": self._identity(),
-            "model": {name: tensor.detach() for name, tensor in self.model.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.sampler.generator.get_state(),
-            "generator_device": self.device.type,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a `state_dict`. The resume is exact on the kind of device that it was saved on; on another one the
-        random draws go on from this agent's own seed, since generators of different kinds share no state.
-
-        Raises:
-            UserError: the state is that of an agent with other sizes or another number of actions, or is incomplete.
-        """
-        self._check_identity(state)
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if state["generator_device"] == self.device.type:
-                self.sampler.generator.set_state(state["generator"].cpu())
-        except (KeyError, RuntimeError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint's agent is damaged or from another version ({reason})") from None
-
-    def policy_state(self) -> dict[str, Any]:
-        """What `act` needs and no more, in the form of `state_dict`."""
-        model = self.model.state_dict()
-        return {
-            "agent": self._identity(),
-            "model": {name: tensor.detach() for name, tensor in model.items() if name.startswith(_POLICY_PARTS)},
-        }
-
-    def load_policy_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `act` needs from a `policy_state` or a whole `state_dict`; the rest stays as it is.
-
-        Raises:
-            UserError: the state is that of an agent with other sizes or another number of actions.
-        """
-        self._check_identity(state)
-        model = {name: tensor for name, tensor in state["model"].items() if name.startswith(_POLICY_PARTS)}
-        wanted = {name for name in self.model.state_dict() if name.startswith(_POLICY_PARTS)}
-        if model.keys() != wanted:
-            missing = sorted(wanted ^ model.keys())
-            raise UserError(f"the checkpoint's policy does not fit this version of the agent: {missing[0]} differs")
-        self.model.load_state_dict(model, strict=False)
-
-    def _identity(self) -> dict[str, Any]:
-        return {**self.config.describe(), "bins": self.config.bins, "action_size": self.action_size}
-
-    def _check_identity(self, state: dict[str, Any]) -> None:
-        if not isinstance(state, dict) or not isinstance(state.get("agent"), dict) or "model" not in state:
-            raise UserError("the checkpoint holds no agent; give one that an agent's training has written")
-        saved, own = dict(state["agent"]), self._identity()
-        saved_size, own_size = saved.pop("size", "unnamed"), own.pop("size")
-        if saved != own:
-            differing = sorted(k for k in own.keys() | saved.keys() if own.get(k) != saved.get(k))
-            details = ", ".join(f"{k} {saved.get(k)} instead of {own.get(k)}" for k in differing)
-            raise UserError(
-                f"the checkpoint holds an agent of size {saved_size} with {saved.get('action_size')} actions, but this "
-                f"one has size {own_size} with {self.action_size} actions ({details}); choose the same size and task"
-            )
+    def _share_state(self) -> None:
+        """Gives all processes the first one's parameters, moments and return range."""
+        assert self.parallel is not None
+        ranges = (self.model.return_range.low, self.model.return_range.high)
+        for tensor in (self.model.flat.buffer, self.model.slow.buffer, *self.optimizer.buffers, *ranges):
+            self.parallel.broadcast_(tensor)
+        self.model.refresh(force=True)

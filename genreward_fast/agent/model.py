@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.decoder import Decoder
 from genreward_fast.agent.encoder import Encoder
+from genreward_fast.agent.flat import Casts, Flat
 from genreward_fast.agent.heads import Actor, ContinuationHead, ScalarHead
 from genreward_fast.agent.nets import initialize
 from genreward_fast.agent.returns import ReturnRange
 from genreward_fast.agent.rssm import RSSM
+from genreward_fast.kernels.laprop import Follower
 
 
 class Model(nn.Module):
     """World model (encoder, rssm, decoder, reward, continuation), actor, critic, slow critic, and return range.
 
-    The parameters hold anything until `initialize`.
+    The parameters hold anything until `initialize`, and lie anywhere until `flatten`.
+
+    Attributes, from `flatten` on:
+        flat: the trained parameters, in one buffer. The critic's are the last.
+        slow: those of the slow critic, laid out as the critic's.
+        casts, slow_casts: their copies in the dtype that the networks compute in; None if that is float32.
     """
+
+    flat: Flat
+    slow: Flat
+    casts: Casts | None = None
+    slow_casts: Casts | None = None
 
     def __init__(self, config: AgentConfig, action_size: int) -> None:
         super().__init__()
+        self.dtype = config.compute_dtype
         self.encoder = Encoder(config.sizes, config.compute_dtype)
         self.rssm = RSSM(config, action_size, self.encoder.size)
         self.decoder = Decoder(config.sizes, config.compute_dtype)
@@ -43,7 +57,30 @@ class Model(nn.Module):
         """Names and parameters that the optimiser updates: all but the slow critic's."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
-    @torch.no_grad()
-    def update_slow_critic(self, rate: float) -> None:
-        """Moves the slow critic towards the critic by `rate`."""
-        torch._foreach_lerp_(list(self.slow_critic.parameters()), list(self.critic.parameters()), rate)
+    def flatten(self) -> None:
+        """Moves the parameters into two buffers on the device where they are; they must stay there from now on."""
+        self.flat, self.slow = Flat(self.trained()), Flat(self.slow_critic.named_parameters())
+        if self.dtype != torch.float32:
+            self.casts = Casts(self.flat, self.dtype, self)
+            self.slow_casts = Casts(self.slow, self.dtype, self.slow_critic)
+
+    def follower(self, rate: float) -> Follower:
+        """The slow critic as what follows the critic by `rate`, the last of the trained parameters."""
+        copy = None if self.slow_casts is None else self.slow_casts.buffer
+        return Follower(self.flat.start("critic."), self.slow.buffer, copy, rate)
+
+    def refresh(self, force: bool = False) -> None:
+        """Renews the copies of parameters that were written to; called before each acting and each update."""
+        for casts in (self.casts, self.slow_casts):
+            if casts is not None:
+                casts.refresh(force)
+
+    def recording(self) -> AbstractContextManager[None]:
+        """In here, `gradients` can be asked for those of losses that were computed in here."""
+        return nullcontext() if self.casts is None else self.casts.recording()
+
+    def gradients(self, loss: Tensor) -> list[list[Tensor]]:
+        """For each trained parameter one gradient or more, whose sum is the loss's."""
+        if self.casts is not None:
+            return self.casts.gradients(loss)
+        return [[gradient] for gradient in torch.autograd.grad(loss, self.flat.tensors)]

@@ -6,6 +6,8 @@ Order everywhere: linear or convolution, (max-pool), RMS norm, SiLU.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,10 +32,24 @@ def _truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: t
 
 
 class Layer(nn.Module):
-    """A layer with parameters that `initialize` fills; until then they hold anything."""
+    """A layer with parameters that `initialize` fills; until then they hold anything.
+
+    Attributes:
+        copies: by a parameter's name, what gives its copy in the dtype that the networks compute in (`flat.Casts`);
+            empty where nobody keeps such copies.
+    """
+
+    copies: Mapping[str, Callable[[], Tensor]] = MappingProxyType({})
 
     def initialize(self, generator: torch.Generator) -> None:
         raise NotImplementedError
+
+    def cast(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The parameter `name` in `dtype`, with gradients, and rounded anew only where no copy is kept."""
+        parameter: Tensor = getattr(self, name)
+        if parameter.dtype == dtype or name not in self.copies:
+            return parameter.to(dtype)
+        return self.copies[name]().to(dtype)
 
 
 def initialize(module: nn.Module, generator: torch.Generator) -> None:
@@ -57,7 +73,7 @@ class Linear(Layer):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return F.linear(x, self.cast("weight", x.dtype), self.cast("bias", x.dtype))
 
 
 class BlockLinear(Layer):
@@ -78,7 +94,7 @@ class BlockLinear(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs) to (N, outputs)."""
-        return block_matmul(x, self.weight.to(x.dtype)) + self.bias.to(x.dtype)
+        return block_matmul(x, self.cast("weight", x.dtype)) + self.cast("bias", x.dtype)
 
 
 def block_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -140,7 +156,7 @@ class Conv(Layer):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding="same")
+        return F.conv2d(x, self.cast("weight", x.dtype), self.cast("bias", x.dtype), padding="same")
 
 
 class UpConv(Conv):

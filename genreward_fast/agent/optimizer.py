@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Gradients = list[Tensor] | tuple[Tensor, ...]
+from genreward_fast.agent.flat import Flat, collect
+from genreward_fast.kernels.laprop import Follower, Rates, clip_reference, laprop
+
+Gradients = Sequence[Tensor | Sequence[Tensor]]
+"""For each parameter, in their order, its gradient or several that are to be added; float32 or in a lower dtype."""
 
 
 class LaProp:
@@ -23,11 +27,16 @@ class LaProp:
 
     What changes from update to update is kept in tensors on the device, so that `apply` can be recorded in a CUDA graph
     and replayed, with `advance` before each replay; `step` does both.
+
+    Attributes:
+        flat: the parameters, in one buffer; `mu` and `nu` are views of buffers of the same layout.
+        reduce: given the gradient of all parameters as one float32 tensor, before anything reads it; it may change it
+            in place, for instance to the mean over several processes.
     """
 
     def __init__(
         self,
-        parameters: Iterable[tuple[str, Tensor]],
+        parameters: Flat | Iterable[tuple[str, Tensor]],
         lr: float,
         warmup: int,
         beta1: float = 0.9,
@@ -35,28 +44,39 @@ class LaProp:
         eps: float = 1e-20,
         agc: float = 0.3,
         agc_min: float = 1e-3,
+        copy: Tensor | None = None,
+        follower: Follower | None = None,
     ) -> None:
-        self.names, self.parameters = map(list, zip(*parameters))
+        """Moves the parameters into one buffer, if they are not in one.
+
+        Args:
+            copy: laid out as the parameters, in another dtype, and rewritten by each update.
+            follower: moves towards the last parameters after each update.
+        """
+        self.flat = parameters if isinstance(parameters, Flat) else Flat(parameters)
         self.lr, self.warmup, self.beta1, self.beta2 = lr, warmup, beta1, beta2
-        self.eps, self.agc, self.agc_min = eps, agc, agc_min
+        self.rates = Rates(beta1, beta2, eps, agc, agc_min)
+        self.copy, self.follower = copy, follower
+        self.reduce: Callable[[Tensor], None] | None = None
         self.step_count = 0
-        self.mu = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        self.nu = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        device = self.parameters[0].device
+        self._mu, self._nu, self._gradient = (self.flat.zeros() for _ in range(3))
+        self.mu, self.nu = self.flat.views(self._mu), self.flat.views(self._nu)
+        self._gradients = self.flat.segments.views(self._gradient)
+        device = self._mu.device
         self._rate = torch.zeros((), device=device)  # -lr_n over the bias correction of μ
         self._nu_correction = torch.ones((), device=device)
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Both moments of all parameters."""
+        return self._mu, self._nu
 
     @torch.no_grad()
     def clip(self, gradients: Gradients) -> tuple[list[Tensor], Tensor]:
         """The clipped gradients, and the norm (0-d) of all gradients together before clipping."""
-        norms = torch._foreach_norm(gradients)
-        limits = torch._foreach_norm(self.parameters)
-        torch._foreach_clamp_min_(limits, self.agc_min)
-        torch._foreach_mul_(limits, self.agc)
-        ratios = torch._foreach_div(norms, limits)
-        torch._foreach_clamp_min_(ratios, 1.0)
-        torch._foreach_reciprocal_(ratios)
-        return list(torch._foreach_mul(gradients, ratios)), torch.stack(norms).norm()
+        self._collect(gradients)
+        clipped, norm = clip_reference(self._gradient, self.flat.buffer, self.flat.segments, self.rates)
+        return self.flat.views(clipped), norm
 
     def advance(self) -> None:
         """Counts the next update and writes its learning rate and bias corrections to the device, without waiting."""
@@ -70,22 +90,26 @@ class LaProp:
         """The update that the last `advance` has counted, of the parameters in place.
 
         Args:
-            gradients: one for each parameter, in their order; they are left as they are.
+            gradients: they are left as they are.
 
         Returns:
             The norm (0-d) of all gradients together before clipping.
         """
-        clipped, norm = self.clip(gradients)
-        torch._foreach_mul_(self.nu, self.beta2)
-        torch._foreach_addcmul_(self.nu, clipped, clipped, 1 - self.beta2)
-        scale = torch._foreach_div(self.nu, self._nu_correction)
-        torch._foreach_sqrt_(scale)
-        torch._foreach_add_(scale, self.eps)
-        torch._foreach_div_(clipped, scale)
-        torch._foreach_mul_(self.mu, self.beta1)
-        torch._foreach_add_(self.mu, clipped, alpha=1 - self.beta1)
-        torch._foreach_add_(self.parameters, torch._foreach_mul(self.mu, self._rate))
-        return norm
+        self._collect(gradients)
+        if self.reduce is not None:
+            self.reduce(self._gradient)
+        return laprop(
+            self._gradient,
+            self.flat.buffer,
+            self._mu,
+            self._nu,
+            self.flat.segments,
+            self._rate,
+            self._nu_correction,
+            self.rates,
+            self.copy,
+            self.follower,
+        )
 
     def step(self, gradients: Gradients) -> Tensor:
         """`advance` and `apply`."""
@@ -96,14 +120,17 @@ class LaProp:
         """Step count and moments by parameter name; the tensors are the live ones."""
         return {
             "step": self.step_count,
-            "mu": dict(zip(self.names, self.mu)),
-            "nu": dict(zip(self.names, self.nu)),
+            "mu": dict(zip(self.flat.names, self.mu)),
+            "nu": dict(zip(self.flat.names, self.nu)),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over the values of a `state_dict` of the same parameters."""
         self.step_count = int(state["step"])
-        for name, mu, nu in zip(self.names, self.mu, self.nu):
+        for name, mu, nu in zip(self.flat.names, self.mu, self.nu):
             mu.copy_(state["mu"][name])
             nu.copy_(state["nu"][name])
+
+    def _collect(self, gradients: Gradients) -> None:
+        collect(self._gradients, [[g] if isinstance(g, Tensor) else g for g in gradients])

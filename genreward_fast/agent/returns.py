@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -38,11 +40,15 @@ class ReturnRange(nn.Module):
     """Running percentiles of the returns (Nature 2025, "Actor learning").
 
     Both start at 0 and are not debiased; the state is two float32 scalars on the device.
+
+    Attributes:
+        gather: makes the returns of all processes out of this one's, where several train together.
     """
 
     low: Tensor
     high: Tensor
     levels: Tensor
+    gather: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, rate: float, limit: float, low: float, high: float) -> None:
         super().__init__()
@@ -54,6 +60,7 @@ class ReturnRange(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Moves the range towards the percentiles (linearly interpolated) of all elements of `returns`."""
+        returns = returns if self.gather is None else self.gather(returns)
         low, high = torch.quantile(returns.detach().flatten(), self.levels)
         self.low.mul_(1 - self.rate).add_(low, alpha=self.rate)
         self.high.mul_(1 - self.rate).add_(high, alpha=self.rate)

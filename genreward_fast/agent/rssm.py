@@ -137,11 +137,10 @@ class RSSM(nn.Module):
             sampler: draws "posterior" latents.
         """
         linear = self.posterior.linear
-        from_deter, from_tokens = linear.weight.to(self.dtype).split([self.deter, tokens.shape[-1]], 1)
-        evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.bias.to(self.dtype))
+        from_deter, from_tokens = linear.cast("weight", self.dtype).split([self.deter, tokens.shape[-1]], 1)
+        evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.cast("bias", self.dtype))
         deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype)
         action = action.masked_fill(reset.unsqueeze(-1), 0)
-        logit = self.posterior_logit
         if self._fused and runs_triton(deter):
             deters, stochs, logits, indices = fused_scan(
                 sampler,
@@ -151,13 +150,15 @@ class RSSM(nn.Module):
                 stoch.contiguous(),
                 self.action_in(_cut(action.to(self.dtype))),
                 evidence,
-                self.hidden.bias.to(self.dtype),
+                self.hidden.cast("bias", self.dtype),
                 self._step_weights(from_deter),
             )
             return Observed(State(deters, stochs), indices, logits)
         core, from_action = self._core_weights()
         embedded = self._embed_action(from_action, action)
-        posterior = (from_deter, self.posterior.norm.scale, logit.weight.to(self.dtype), logit.bias.to(self.dtype))
+        output = self.posterior_logit
+        to_logits = output.cast("weight", self.dtype), output.cast("bias", self.dtype)
+        posterior = (from_deter, self.posterior.norm.scale, *to_logits)
         deters, stochs, logits, indices = scan(
             sampler, self.unimix, reset, deter, stoch, embedded, evidence, posterior, core
         )
@@ -195,44 +196,44 @@ class RSSM(nn.Module):
     def _step_weights(self, from_deter: Tensor) -> StepWeights:
         deter, stoch, posterior = self.deter_in, self.stoch_in, self.posterior_logit
         return StepWeights(
-            deter_in=deter.linear.weight.to(self.dtype),
-            deter_bias=deter.linear.bias.to(self.dtype),
+            deter_in=deter.linear.cast("weight", self.dtype),
+            deter_bias=deter.linear.cast("bias", self.dtype),
             deter_scale=deter.norm.scale,
-            stoch_in=stoch.linear.weight.to(self.dtype),
-            stoch_bias=stoch.linear.bias.to(self.dtype),
+            stoch_in=stoch.linear.cast("weight", self.dtype),
+            stoch_bias=stoch.linear.cast("bias", self.dtype),
             stoch_scale=stoch.norm.scale,
-            hidden=self.hidden.weight.to(self.dtype),
+            hidden=self.hidden.cast("weight", self.dtype),
             hidden_scale=self.hidden_norm.scale,
-            gates=self.gates.weight.to(self.dtype),
-            gates_bias=self.gates.bias.to(self.dtype),
+            gates=self.gates.cast("weight", self.dtype),
+            gates_bias=self.gates.cast("bias", self.dtype),
             from_deter=from_deter,
             posterior_scale=self.posterior.norm.scale,
-            logit=posterior.weight.to(self.dtype),
-            logit_bias=posterior.bias.to(self.dtype),
+            logit=posterior.cast("weight", self.dtype),
+            logit_bias=posterior.cast("bias", self.dtype),
         )
 
     def _core_weights(self) -> tuple[CoreWeights, Tensor]:
         """The GRU's weights in `dtype`, and what its hidden layer takes of the embedded action, (hidden, deter)."""
         deter_in, stoch_in, hidden = self.deter_in, self.stoch_in, self.hidden_size
-        weight = self.hidden.weight.to(self.dtype)
+        weight = self.hidden.cast("weight", self.dtype)
         deter, *dense = weight.split([self.deter // self.blocks, 2 * hidden, hidden], 1)
         shared, from_action = (part.transpose(0, 1).reshape(-1, self.deter) for part in dense)
         core = CoreWeights(
-            deter_in=deter_in.linear.weight.to(self.dtype),
-            stoch_in=stoch_in.linear.weight.to(self.dtype),
-            in_bias=torch.cat([deter_in.linear.bias, stoch_in.linear.bias]).to(self.dtype),
+            deter_in=deter_in.linear.cast("weight", self.dtype),
+            stoch_in=stoch_in.linear.cast("weight", self.dtype),
+            in_bias=torch.cat([layer.linear.cast("bias", self.dtype) for layer in (deter_in, stoch_in)]),
             in_scale=torch.stack([deter_in.norm.scale, stoch_in.norm.scale]),
             hidden=deter,
             shared=shared,
             hidden_scale=self.hidden_norm.scale,
-            gates=self.gates.weight.to(self.dtype),
-            gates_bias=self.gates.bias.to(self.dtype),
+            gates=self.gates.cast("weight", self.dtype),
+            gates_bias=self.gates.cast("bias", self.dtype),
         )
         return core, from_action
 
     def _embed_action(self, from_action: Tensor, action: Tensor) -> Tensor:
         """(..., A) to its share (..., deter) of the hidden layer before the norm, the bias included."""
-        return self.action_in(_cut(action.to(self.dtype))) @ from_action + self.hidden.bias.to(self.dtype)
+        return self.action_in(_cut(action.to(self.dtype))) @ from_action + self.hidden.cast("bias", self.dtype)
 
 
 def _cut(action: Tensor) -> Tensor:

@@ -16,10 +16,18 @@ class Meters:
         self._counts: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
+        known: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for name, value in values.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            if name in self._sums:
+                sums, added = known.setdefault(value.device, ([], []))
+                sums.append(self._sums[name])
+                added.append(value)
+            else:
+                self._sums[name] = value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
+        for sums, added in known.values():  # on CUDA one launch for all
+            torch._foreach_add_(sums, added)
 
     def read(self) -> dict[str, float]:
         """Means since the last reading, then starts anew. Values that are not finite stay as they are."""

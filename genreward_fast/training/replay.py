@@ -79,6 +79,11 @@ class Replay:
         self._writer = ReplayWriter(self.config, self.store)
         self._names = tuple(self.config.fields())
 
+    @property
+    def storage(self) -> torch.device:
+        """The device that keeps the rows."""
+        return self.store.storage
+
     def __len__(self) -> int:
         """Rows that may be sampled."""
         return self.index.rows()

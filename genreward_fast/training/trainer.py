@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from genreward_fast.agent.agent import Agent
 from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.envs.env_config import ACTION_SIZE
@@ -204,10 +206,8 @@ class Trainer:
         self.rollout.finish()
 
     def _update(self) -> None:
-        batch = self.replay.sample(self.config.agent.batch_size)
-        metrics, latents = self.agent.update(batch)
-        self.replay.write_back(batch.index[:, 1:], latents)
-        self.meters.add(metrics)
+        index = torch.from_numpy(self.replay.draw(self.config.agent.batch_size))
+        self.meters.add(self.agent.update_from(self.replay, index))
         if not self.reward.frozen:
             if self.rollout.env_steps < self.reward.learn_steps:
                 self.meters.add(self.reward.update(self._pairs()))

@@ -188,6 +188,28 @@ def test_captured_acting_is_the_plain_one(mode):
     assert captured._captured[mode].graphs == 1
 
 
+def test_a_carry_is_taken_over_wherever_it_comes_from():
+    plain, captured = make_agent(capture=False), make_agent()
+    first = torch.zeros(4, dtype=torch.bool, device="cuda")
+    carries = [plain.initial(4), captured.initial(4)]
+    kept = []
+    for step in range(8):
+        found = []
+        for k, agent in enumerate((plain, captured)):
+            if step == 4:  # parts of it replaced, as by a random action
+                carries[k] = dataclasses.replace(carries[k], action=carries[k].action * 0.5)
+            if step == 5:  # an older one
+                carries[k] = kept[k]
+            if step == 6:  # changed in place
+                carries[k].action.mul_(0.5)
+            action, carries[k], _ = agent.act(images(4, step), first, carries[k])
+            found.append((action, carries[k].state.deter, carries[k].state.stoch))
+        if step == 2:
+            kept = list(carries)
+        for a, b in zip(*found):
+            assert torch.allclose(a, b, atol=1e-5), step
+
+
 def test_another_sampler_leaves_the_agents_draws_alone():
     plain, captured = make_agent(capture=False), make_agent()
     samplers = [RandomSampler(torch.device("cuda"), 5) for _ in range(2)]
