@@ -15,3 +15,11 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 def runs_triton(*tensors: Tensor) -> bool:
     """Whether tensors on this device go through Triton: CUDA ones, and all in Triton's interpreter."""
     return HAS_TRITON and (INTERPRETED or all(tensor.is_cuda for tensor in tensors))
+
+
+def rows_of(grad: Tensor) -> tuple[Tensor, int]:
+    """A gradient as a kernel reads it, one number a row, and the step between rows: 0 for the gradient of a sum or a
+    mean, which autograd gives as one number expanded."""
+    if not any(grad.stride()):
+        return grad, 0
+    return grad.contiguous(), 1
