@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ def twohot_loss_reference(
     weight: Tensor | None = None,
 ) -> Tensor:
     """What `twohot_loss` computes, in plain float32 PyTorch."""
-    log_probs = logits[: len(target)].float().log_softmax(-1) if target.dim() else logits.float().log_softmax(-1)
+    for axis, size in enumerate(target.shape):
+        logits = logits.narrow(axis, 0, size)
+    log_probs = logits.float().log_softmax(-1)
     loss = _cross_entropy(log_probs, bins, target.detach())
     if second is not None:
         more = _cross_entropy(log_probs, bins, second.detach())
@@ -86,8 +89,8 @@ def twohot_loss(
     Args:
         logits: (..., bins) of any floating dtype.
         bins: (bins,) float32, ascending.
-        target: (...) float32, a constant. Its first axis may be shorter than that of the logits; those beyond play no
-            part, and their gradient is 0.
+        target: (...) float32, a constant. One axis may be shorter than that of the logits; those beyond play no part,
+            and their gradient is 0.
         second: like `target`; the cross-entropy with it, times `second_scale`, is added.
         weight: like `target`, multiplies the sum.
 
@@ -97,6 +100,15 @@ def twohot_loss(
     if not runs_triton(logits, bins, target) or target.numel() == 0:
         return twohot_loss_reference(logits, bins, target, second, second_scale, weight)
     return _TwoHotLoss.apply(logits, bins, target, second, second_scale, weight)
+
+
+def _periods(logits: Tensor, target: Tensor) -> tuple[int, int]:
+    """Of how many rows of logits that follow each other, how many at their start have a target."""
+    for axis, (long, short) in enumerate(zip(logits.shape[:-1], target.shape)):
+        if long != short:
+            rest = math.prod(target.shape[axis + 1 :])
+            return long * rest, short * rest
+    return target.numel(), target.numel()
 
 
 def _layout(count: int) -> tuple[int, int]:
@@ -132,6 +144,7 @@ class _TwoHotLoss(torch.autograd.Function):
             second_scale,
             loss,
             loss.numel(),
+            *_periods(logits, target),
             count,
             ROWS=block,
             SIZE=width,
@@ -157,8 +170,8 @@ class _TwoHotLoss(torch.autograd.Function):
             *constants,
             ctx.second_scale,
             by_logits,
-            constants[0].numel(),
             rows,
+            *_periods(logits, constants[0]),
             count,
             ROWS=block,
             SIZE=width,
@@ -216,6 +229,8 @@ if HAS_TRITON:
         second_scale,
         loss,
         rows,
+        period,
+        used,
         count,
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
@@ -226,7 +241,8 @@ if HAS_TRITON:
         column = tl.arange(0, SIZE)
         valid = column < count
         inside = (row < rows)[:, None] & valid[None, :]
-        value = tl.load(logits + row[:, None] * count + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        start = logits + (row // used * period + row % used) * count
+        value = tl.load(start[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
         value = tl.where(valid[None, :], value, -float("inf"))
         top = tl.max(value, 1)
         # A code's weights add up to 1, so that both log-sum-exps and logits are relative to the same number.
@@ -234,7 +250,6 @@ if HAS_TRITON:
         place = tl.load(bins + column, mask=valid, other=0.0)
         wanted = tl.load(target + row, mask=row < rows, other=0.0)
         below, above, on_below, on_above = _code(bins, wanted, place, valid, count)
-        start = logits + row * count
         at_below = tl.load(start + below, mask=row < rows, other=0.0).to(tl.float32) - top - offset
         at_above = tl.load(start + above, mask=row < rows, other=0.0).to(tl.float32) - top - offset
         result = -(on_below * at_below + on_above * at_above)
@@ -259,39 +274,42 @@ if HAS_TRITON:
         weight,
         second_scale,
         by_logits,
-        used,
         rows,
+        period,
+        used,
         count,
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
         TWO: tl.constexpr,
         WEIGHTED: tl.constexpr,
     ):
-        """Rows from `used` on have no target."""
+        """Of each `period` rows, those from `used` on have no target."""
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         column = tl.arange(0, SIZE)
         valid = column < count
         at = row[:, None] * count + column[None, :]
-        inside = (row < used)[:, None] & valid[None, :]
+        known = (row < rows) & (row % period < used)
+        place = row // period * used + row % period
+        inside = known[:, None] & valid[None, :]
         value = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(valid[None, :], value, -float("inf"))
         power = tl.exp(value - tl.max(value, 1)[:, None])
         probs = power / tl.sum(power, 1)[:, None]
-        place = tl.load(bins + column, mask=valid, other=0.0)
-        wanted = tl.load(target + row, mask=row < used, other=0.0)
-        below, above, on_below, on_above = _code(bins, wanted, place, valid, count)
+        bin_at = tl.load(bins + column, mask=valid, other=0.0)
+        wanted = tl.load(target + place, mask=known, other=0.0)
+        below, above, on_below, on_above = _code(bins, wanted, bin_at, valid, count)
         code = tl.where(column[None, :] == below[:, None], on_below[:, None], 0.0)
         code += tl.where(column[None, :] == above[:, None], on_above[:, None], 0.0)
         result = (on_below + on_above)[:, None] * probs - code
         if TWO:
-            wanted = tl.load(second + row, mask=row < used, other=0.0)
-            below, above, on_below, on_above = _code(bins, wanted, place, valid, count)
+            wanted = tl.load(second + place, mask=known, other=0.0)
+            below, above, on_below, on_above = _code(bins, wanted, bin_at, valid, count)
             code = tl.where(column[None, :] == below[:, None], on_below[:, None], 0.0)
             code += tl.where(column[None, :] == above[:, None], on_above[:, None], 0.0)
             result += second_scale * ((on_below + on_above)[:, None] * probs - code)
-        factor = tl.load(grad + row * step, mask=row < used, other=0.0)
+        factor = tl.load(grad + place * step, mask=known, other=0.0)
         if WEIGHTED:
-            factor *= tl.load(weight + row, mask=row < used, other=0.0)
+            factor *= tl.load(weight + place, mask=known, other=0.0)
         result = tl.where(inside, result * factor[:, None], 0.0)
         written = (row < rows)[:, None] & valid[None, :]
         tl.store(by_logits + at, result.to(by_logits.dtype.element_ty), mask=written)
