@@ -52,7 +52,7 @@ class _ContinuationLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logit, terminal = ctx.saved_tensors
         by_logit = torch.empty_like(logit)
-        grad, step = rows_of(grad)
+        grad, step = rows_of(grad, logit)
         count = logit.numel()
         grid = (-(-count // BLOCK),)
         _backward[grid](grad, step, logit, terminal, by_logit, count, ctx.scale, SIZE=BLOCK, num_warps=2)

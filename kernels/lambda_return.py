@@ -62,9 +62,7 @@ def lambda_return(
     inputs = [(x.view(torch.uint8) if x.dtype == torch.bool else x).contiguous() for x in inputs]
     out = torch.empty(rows, steps - 1, dtype=torch.float32, device=reward.device)
     block, width = _layout(steps)
-    _replayed[(-(-rows // block),)](
-        *inputs, out, rows, steps, discount, lam, ROWS=block, SIZE=width, num_warps=4
-    )
+    _replayed[(-(-rows // block),)](*inputs, out, rows, steps, discount, lam, ROWS=block, SIZE=width, num_warps=4)
     return out
 
 
@@ -119,7 +117,7 @@ if HAS_TRITON:
     def _replayed(
         reward, terminal, last, bootstrap, out, rows, steps, discount, lam, ROWS: tl.constexpr, SIZE: tl.constexpr
     ):
-        """ROWS rows of (N, T), steps along the second axis of the tile; place t holds what R_t adds, from step t + 1."""
+        """ROWS rows of (N, T), steps along the tile's second axis; place t holds what R_t adds, from step t + 1."""
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         step = tl.arange(0, SIZE)
         inside = (row < rows)[:, None] & (step < steps - 1)[None, :]

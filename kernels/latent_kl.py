@@ -66,14 +66,15 @@ class _LatentKL(torch.autograd.Function):
             posterior, prior, *results, latents, classes, unimix, free_nats, num_warps=warps, **tile
         )
         ctx.mark_non_differentiable(*results[2:])
+        ctx.set_materialize_grads(False)
         return results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_dyn: Tensor, by_rep: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_dyn: Tensor | None, by_rep: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         posterior, prior = ctx.saved_tensors
         by_posterior, by_prior = torch.empty_like(posterior), torch.empty_like(prior)
-        (by_dyn, dyn_step), (by_rep, rep_step) = rows_of(by_dyn), rows_of(by_rep)
+        (by_dyn, dyn_step), (by_rep, rep_step) = (rows_of(grad, prior) for grad in (by_dyn, by_rep))
         latents, classes = posterior.shape[-2:]
         tile, warps = _layout(latents, classes)
         _backward[(posterior.numel() // (latents * classes),)](

@@ -72,6 +72,7 @@ class _LossTotal(torch.autograd.Function):
         ctx.save_for_backward(rates)
         ctx.shapes = [x.shape for x in losses]
         ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
         return shares.sum(), statistics
 
     @staticmethod

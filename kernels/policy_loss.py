@@ -135,14 +135,15 @@ class _PolicyLoss(torch.autograd.Function):
             **tile,
         )
         ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
         return results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         raw, action, weight, advantage = ctx.saved_tensors
         by_raw = torch.empty_like(raw)
-        grad, step = rows_of(grad)
+        grad, step = rows_of(grad, raw)
         size, tile = action.shape[-1], _layout(action.shape[-1])
         rows = raw.numel() // (2 * size)
         _backward[(-(-rows // tile["ROWS"]),)](

@@ -16,7 +16,7 @@ HELD = 16384
 def move_range_reference(
     values: Tensor, low: Tensor, high: Tensor, levels: tuple[float, float], rate: float, limit: float
 ) -> Tensor:
-    """What `move_range` does, in plain PyTorch. Percentiles are not taken by `torch.quantile`, which limits the size."""
+    """What `move_range` does, in plain PyTorch, and without the limited size of `torch.quantile`."""
     ordered = values.detach().flatten().float().sort()[0]
     broken = ordered[-1].isnan()
     for state, level in ((low, levels[0]), (high, levels[1])):

@@ -158,7 +158,7 @@ class _TwoHotLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, bins, *constants = ctx.saved_tensors
         by_logits = torch.empty_like(logits)
-        grad, step = rows_of(grad)
+        grad, step = rows_of(grad, logits)
         count = bins.shape[0]
         block, width = _layout(count)
         rows = logits.numel() // count

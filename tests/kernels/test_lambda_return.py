@@ -83,7 +83,7 @@ def test_on_triton_takes_what_is_not_contiguous(triton_device, fresh_generator, 
 
 
 def test_on_triton_nan_reaches_what_came_before(triton_device, fresh_generator):
-    reward, terminal, last, bootstrap, logit = make(3, 8, fresh_generator, triton_device)
+    reward, terminal, _, bootstrap, logit = make(3, 8, fresh_generator, triton_device)
     reward[1, 4] = float("nan")
     free = torch.zeros_like(terminal)
     bad = lambda_return(reward, free, free, bootstrap, DISCOUNT, LAM).isnan()
