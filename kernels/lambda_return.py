@@ -55,11 +55,12 @@ def lambda_return(
     Returns:
         (N, T - 1) float32, without gradients.
     """
-    inputs = [x.detach() for x in (reward, terminal, last, bootstrap)]
+    reward, bootstrap = reward.detach(), bootstrap.detach()
     rows, steps = reward.shape
-    if not runs_triton(*inputs) or rows == 0 or steps < 2:
-        return lambda_return_reference(*inputs, discount, lam)
-    inputs = [(x.view(torch.uint8) if x.dtype == torch.bool else x).contiguous() for x in inputs]
+    if not runs_triton(reward, terminal, last, bootstrap) or rows == 0 or steps < 2:
+        return lambda_return_reference(reward, terminal, last, bootstrap, discount, lam)
+    flags = (x.view(torch.uint8) if x.dtype == torch.bool else x for x in (terminal, last))
+    inputs = [x.contiguous() for x in (reward, *flags, bootstrap)]
     out = torch.empty(rows, steps - 1, dtype=torch.float32, device=reward.device)
     block, width = _layout(steps)
     _replayed[(-(-rows // block),)](*inputs, out, rows, steps, discount, lam, ROWS=block, SIZE=width, num_warps=4)
@@ -79,17 +80,28 @@ def imagined_return(
         The chances (T, N); the returns (T - 1, N), those of `lambda_return` with terminal = 1 - c and no last step;
         each step's weight (T, N), c_0 · Π (discount · c_s) over s = 1..t. All float32, without gradients.
     """
-    inputs = [x.detach() for x in (reward, logit, bootstrap)]
+    reward, logit, bootstrap = reward.detach(), logit.detach(), bootstrap.detach()
     steps, rows = reward.shape
-    if not runs_triton(*inputs) or rows == 0 or steps < 2:
-        return imagined_return_reference(*inputs, discount, lam)
-    inputs = [x.contiguous() for x in inputs]
+    if not runs_triton(reward, logit, bootstrap) or rows == 0 or steps < 2:
+        return imagined_return_reference(reward, logit, bootstrap, discount, lam)
     con, returns, weight = (
         torch.empty(n, rows, dtype=torch.float32, device=reward.device) for n in (steps, steps - 1, steps)
     )
     block, width = _layout(steps)
     _imagined[(-(-rows // block),)](
-        *inputs, con, returns, weight, rows, steps, discount, lam, ROWS=block, SIZE=width, num_warps=4
+        reward.contiguous(),
+        logit.contiguous(),
+        bootstrap.contiguous(),
+        con,
+        returns,
+        weight,
+        rows,
+        steps,
+        discount,
+        lam,
+        ROWS=block,
+        SIZE=width,
+        num_warps=4,
     )
     return con, returns, weight
 

@@ -17,7 +17,8 @@ def latent_kl_reference(
     """What `latent_kl` computes, in plain float32 PyTorch."""
     post, pri = (x.float().softmax(-1) * (1 - unimix) + unimix / x.shape[-1] for x in (posterior, prior))
     dyn, rep = (_divergence(p, q).clamp(min=free_nats) for p, q in ((post.detach(), pri), (post, pri.detach())))
-    return dyn, rep, *(-(p * p.log()).sum((-2, -1)) for p in (pri.detach(), post.detach()))
+    prior_entropy, posterior_entropy = (-(p * p.log()).sum((-2, -1)) for p in (pri.detach(), post.detach()))
+    return dyn, rep, prior_entropy, posterior_entropy
 
 
 def _divergence(probs: Tensor, other: Tensor) -> Tensor:
@@ -59,15 +60,28 @@ class _LatentKL(torch.autograd.Function):
         ctx.save_for_backward(posterior, prior)
         ctx.options = unimix, free_nats
         shape = posterior.shape[:-2]
-        results = tuple(torch.empty(shape, dtype=torch.float32, device=posterior.device) for _ in range(4))
+        dyn, rep, prior_entropy, posterior_entropy = (
+            torch.empty(shape, dtype=torch.float32, device=posterior.device) for _ in range(4)
+        )
         latents, classes = posterior.shape[-2:]
         tile, warps = _layout(latents, classes)
-        _forward[(results[0].numel(),)](
-            posterior, prior, *results, latents, classes, unimix, free_nats, num_warps=warps, **tile
+        _forward[(dyn.numel(),)](
+            posterior,
+            prior,
+            dyn,
+            rep,
+            prior_entropy,
+            posterior_entropy,
+            latents,
+            classes,
+            unimix,
+            free_nats,
+            num_warps=warps,
+            **tile,
         )
-        ctx.mark_non_differentiable(*results[2:])
+        ctx.mark_non_differentiable(prior_entropy, posterior_entropy)
         ctx.set_materialize_grads(False)
-        return results
+        return dyn, rep, prior_entropy, posterior_entropy
 
     @staticmethod
     @once_differentiable

@@ -114,8 +114,10 @@ class _PolicyLoss(torch.autograd.Function):
         entropy_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raw, returns, value, weight = (x.contiguous() for x in (raw, returns, value, weight))
-        results = tuple(torch.empty(returns.shape, dtype=torch.float32, device=raw.device) for _ in range(4))
-        ctx.save_for_backward(raw, action, weight, results[3])
+        loss, entropy, stddev, advantage = (
+            torch.empty(returns.shape, dtype=torch.float32, device=raw.device) for _ in range(4)
+        )
+        ctx.save_for_backward(raw, action, weight, advantage)
         ctx.options = min_std, max_std - min_std, entropy_scale
         size, tile = action.shape[-1], _layout(action.shape[-1])
         _forward[(-(-returns.numel() // tile["ROWS"]),)](
@@ -126,7 +128,10 @@ class _PolicyLoss(torch.autograd.Function):
             value,
             weight,
             scale,
-            *results,
+            loss,
+            entropy,
+            stddev,
+            advantage,
             returns.numel(),
             returns.shape[1],
             size,
@@ -134,9 +139,9 @@ class _PolicyLoss(torch.autograd.Function):
             num_warps=2,
             **tile,
         )
-        ctx.mark_non_differentiable(*results[1:])
+        ctx.mark_non_differentiable(entropy, stddev, advantage)
         ctx.set_materialize_grads(False)
-        return results
+        return loss, entropy, stddev, advantage
 
     @staticmethod
     @once_differentiable

@@ -66,10 +66,8 @@ def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
         return twohot_mean_reference(logits, bins)
     logits = logits.detach().contiguous()
     mean = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)
-    count = bins.shape[0]
-    block, width = _layout(count)
-    grid = (-(-mean.numel() // block),)
-    _mean[grid](logits, bins, mean, mean.numel(), count, ROWS=block, HALF=max(1, width // 2), num_warps=4)
+    tile = _tile(bins)
+    _mean[(-(-mean.numel() // tile["ROWS"]),)](logits, bins, mean, mean.numel(), len(bins), **tile)
     return mean
 
 
@@ -111,10 +109,10 @@ def _periods(logits: Tensor, target: Tensor) -> tuple[int, int]:
     return target.numel(), target.numel()
 
 
-def _layout(count: int) -> tuple[int, int]:
+def _tile(bins: Tensor) -> dict[str, int]:
     """The rows and columns that one program takes."""
-    width = 1 << (count - 1).bit_length()
-    return max(1, 2048 // width), width
+    width = 1 << (len(bins) - 1).bit_length()
+    return {"ROWS": max(1, 2048 // width), "SIZE": width, "num_warps": 4}
 
 
 class _TwoHotLoss(torch.autograd.Function):
@@ -131,26 +129,13 @@ class _TwoHotLoss(torch.autograd.Function):
         logits, target = logits.contiguous(), target.contiguous()
         # What is not given is never read: anything stands in for it.
         constants = [target, *(target if x is None else x.contiguous() for x in (second, weight))]
-        ctx.flags = {"TWO": second is not None, "WEIGHTED": weight is not None}
         ctx.second_scale = second_scale
+        ctx.tile = _tile(bins) | {"TWO": second is not None, "WEIGHTED": weight is not None}
         ctx.save_for_backward(logits, bins, *constants)
         loss = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
-        count = bins.shape[0]
-        block, width = _layout(count)
-        _loss[(-(-loss.numel() // block),)](
-            logits,
-            bins,
-            *constants,
-            second_scale,
-            loss,
-            loss.numel(),
-            *_periods(logits, target),
-            count,
-            ROWS=block,
-            SIZE=width,
-            num_warps=4,
-            **ctx.flags,
-        )
+        sizes = loss.numel(), *_periods(logits, target), len(bins)
+        grid = (-(-loss.numel() // ctx.tile["ROWS"]),)
+        _loss[grid](logits, bins, *constants, second_scale, loss, *sizes, **ctx.tile)
         return loss
 
     @staticmethod
@@ -159,25 +144,10 @@ class _TwoHotLoss(torch.autograd.Function):
         logits, bins, *constants = ctx.saved_tensors
         by_logits = torch.empty_like(logits)
         grad, step = rows_of(grad, logits)
-        count = bins.shape[0]
-        block, width = _layout(count)
-        rows = logits.numel() // count
-        _backward[(-(-rows // block),)](
-            grad,
-            step,
-            logits,
-            bins,
-            *constants,
-            ctx.second_scale,
-            by_logits,
-            rows,
-            *_periods(logits, constants[0]),
-            count,
-            ROWS=block,
-            SIZE=width,
-            num_warps=4,
-            **ctx.flags,
-        )
+        rows = logits.numel() // len(bins)
+        sizes = rows, *_periods(logits, constants[0]), len(bins)
+        grid = (-(-rows // ctx.tile["ROWS"]),)
+        _backward[grid](grad, step, logits, bins, *constants, ctx.second_scale, by_logits, *sizes, **ctx.tile)
         return by_logits, None, None, None, None, None
 
 
@@ -186,9 +156,9 @@ if HAS_TRITON:
     import triton.language as tl
 
     @triton.jit
-    def _mean(logits, bins, mean, rows, count, ROWS: tl.constexpr, HALF: tl.constexpr):
+    def _mean(logits, bins, mean, rows, count, ROWS: tl.constexpr, SIZE: tl.constexpr):
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        pair = tl.arange(0, HALF)
+        pair = tl.arange(0, SIZE // 2)
         half = count // 2
         inside = (row < rows)[:, None] & (pair < half)[None, :]
         middle = row * count + half
@@ -207,9 +177,9 @@ if HAS_TRITON:
         tl.store(mean + row, found, mask=row < rows)
 
     @triton.jit
-    def _code(bins, target, place, valid, count):
+    def _code(bins, target, bin_at, valid, count):
         """The two bins next to each target, and their weights."""
-        passed = (place[None, :] <= target[:, None]) & valid[None, :]
+        passed = (bin_at[None, :] <= target[:, None]) & valid[None, :]
         above = tl.sum(passed.to(tl.int32), 1)
         below = tl.maximum(above - 1, 0)
         above = tl.minimum(above, count - 1)
@@ -218,6 +188,22 @@ if HAS_TRITON:
         to_above = tl.where(below == above, alone, tl.abs(target - tl.load(bins + above)))
         total = to_below + to_above
         return below, above, to_above / total, to_below / total
+
+    @triton.jit
+    def _entropy(start, bins, wanted, bin_at, valid, top, offset, known, count):
+        """The cross-entropy of rows that start at `start`; top + offset is the logarithm of their powers' sum."""
+        below, above, on_below, on_above = _code(bins, wanted, bin_at, valid, count)
+        at_below = tl.load(start + below, mask=known, other=0.0).to(tl.float32) - top - offset
+        at_above = tl.load(start + above, mask=known, other=0.0).to(tl.float32) - top - offset
+        return -(on_below * at_below + on_above * at_above)
+
+    @triton.jit
+    def _error(probs, bins, wanted, bin_at, valid, column, count):
+        """The gradient of the cross-entropy by the logits."""
+        below, above, on_below, on_above = _code(bins, wanted, bin_at, valid, count)
+        code = tl.where(column[None, :] == below[:, None], on_below[:, None], 0.0)
+        code += tl.where(column[None, :] == above[:, None], on_above[:, None], 0.0)
+        return (on_below + on_above)[:, None] * probs - code
 
     @triton.jit
     def _loss(
@@ -245,20 +231,13 @@ if HAS_TRITON:
         value = tl.load(start[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
         value = tl.where(valid[None, :], value, -float("inf"))
         top = tl.max(value, 1)
-        # A code's weights add up to 1, so that both log-sum-exps and logits are relative to the same number.
         offset = tl.log(tl.sum(tl.exp(value - top[:, None]), 1))
-        place = tl.load(bins + column, mask=valid, other=0.0)
+        bin_at = tl.load(bins + column, mask=valid, other=0.0)
         wanted = tl.load(target + row, mask=row < rows, other=0.0)
-        below, above, on_below, on_above = _code(bins, wanted, place, valid, count)
-        at_below = tl.load(start + below, mask=row < rows, other=0.0).to(tl.float32) - top - offset
-        at_above = tl.load(start + above, mask=row < rows, other=0.0).to(tl.float32) - top - offset
-        result = -(on_below * at_below + on_above * at_above)
+        result = _entropy(start, bins, wanted, bin_at, valid, top, offset, row < rows, count)
         if TWO:
             wanted = tl.load(second + row, mask=row < rows, other=0.0)
-            below, above, on_below, on_above = _code(bins, wanted, place, valid, count)
-            at_below = tl.load(start + below, mask=row < rows, other=0.0).to(tl.float32) - top - offset
-            at_above = tl.load(start + above, mask=row < rows, other=0.0).to(tl.float32) - top - offset
-            result -= second_scale * (on_below * at_below + on_above * at_above)
+            result += second_scale * _entropy(start, bins, wanted, bin_at, valid, top, offset, row < rows, count)
         if WEIGHTED:
             result *= tl.load(weight + row, mask=row < rows, other=0.0)
         tl.store(loss + row, result, mask=row < rows)
@@ -297,16 +276,10 @@ if HAS_TRITON:
         probs = power / tl.sum(power, 1)[:, None]
         bin_at = tl.load(bins + column, mask=valid, other=0.0)
         wanted = tl.load(target + place, mask=known, other=0.0)
-        below, above, on_below, on_above = _code(bins, wanted, bin_at, valid, count)
-        code = tl.where(column[None, :] == below[:, None], on_below[:, None], 0.0)
-        code += tl.where(column[None, :] == above[:, None], on_above[:, None], 0.0)
-        result = (on_below + on_above)[:, None] * probs - code
+        result = _error(probs, bins, wanted, bin_at, valid, column, count)
         if TWO:
             wanted = tl.load(second + place, mask=known, other=0.0)
-            below, above, on_below, on_above = _code(bins, wanted, bin_at, valid, count)
-            code = tl.where(column[None, :] == below[:, None], on_below[:, None], 0.0)
-            code += tl.where(column[None, :] == above[:, None], on_above[:, None], 0.0)
-            result += second_scale * ((on_below + on_above)[:, None] * probs - code)
+            result += second_scale * _error(probs, bins, wanted, bin_at, valid, column, count)
         factor = tl.load(grad + place * step, mask=known, other=0.0)
         if WEIGHTED:
             factor *= tl.load(weight + place, mask=known, other=0.0)

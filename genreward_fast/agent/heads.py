@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import Binary, Normal, TwoHot, symexp_bins
-from genreward_fast.agent.nets import MLP, NORM_EPS, Linear
+from genreward_fast.agent.nets import MLP, NORM_EPS, Dense, Linear
 from genreward_fast.kernels.policy_loss import bounded_normal
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
 
@@ -96,7 +96,7 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
     """The raw outputs (..., outputs) of several heads on the same features (..., features), which are in the dtype to
     compute in. The first layers, whose input is by far the widest, are one product, so that it is read once.
     """
-    first = [head.mlp[0] for head in heads]
+    first = [cast(Dense, head.mlp[0]) for head in heads]
     weight = torch.cat([dense.linear.weight for dense in first]).to(features.dtype)
     bias = torch.cat([dense.linear.bias for dense in first]).to(features.dtype)
     scale = torch.stack([dense.norm.scale for dense in first])

@@ -131,7 +131,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         replay_return,
         slow_value[0].view(rows)[:, :-1],
         config.slow_regularizer,
-        torch.where(last[:, :-1], 0.0, 1.0),
+        torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
 
     # All means, magnitudes and deviations at once.

@@ -149,7 +149,7 @@ def test_compiles_for_every_chip(capability, dtype, compile_for):
     pointers = {"logits": f"*{dtype}", "bins": "*fp32"}
     numbers = {"rows": "i32", "count": "i32"}
     periods = {"period": "i32", "used": "i32"}
-    compile_for(module._mean, capability, pointers | {"mean": "*fp32"} | numbers, {"ROWS": 8, "HALF": 128}, num_warps=4)
+    compile_for(module._mean, capability, pointers | {"mean": "*fp32"} | numbers, {"ROWS": 8, "SIZE": 256}, num_warps=4)
     pointers |= dict.fromkeys(("target", "second", "weight"), "*fp32") | {"second_scale": "fp32"}
     constants = {"ROWS": 8, "SIZE": 256, "TWO": True, "WEIGHTED": True}
     compile_for(module._loss, capability, pointers | {"loss": "*fp32"} | numbers | periods, constants, num_warps=4)
