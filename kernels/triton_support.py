@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -15,3 +16,13 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 def runs_triton(*tensors: Tensor) -> bool:
     """Whether tensors on this device go through Triton: CUDA ones, and all in Triton's interpreter."""
     return HAS_TRITON and (INTERPRETED or all(tensor.is_cuda for tensor in tensors))
+
+
+def rows_of(grad: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
+    """A gradient as a kernel reads it, one number a row, and the step between rows: 0 for the gradient of a sum or a
+    mean, which autograd gives as one number expanded, and for none at all, which is a 0 on the device of `like`."""
+    if grad is None:
+        return like.new_zeros((), dtype=torch.float32), 0
+    if not any(grad.stride()):
+        return grad, 0
+    return grad.contiguous(), 1

@@ -13,21 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genreward_fast.kernels.twohot import twohot_loss, twohot_mean
+
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """(..., classes) raw logits to float32 probabilities, a share `unimix` of them uniform."""
     probs = logits.float().softmax(-1)
     return probs * (1 - unimix) + unimix / logits.shape[-1]
-
-
-def categorical_entropy(probs: Tensor) -> Tensor:
-    """(..., stoch, classes) to (...): nats, summed over the latents."""
-    return -(probs * probs.log()).sum((-2, -1))
-
-
-def categorical_kl(probs: Tensor, other: Tensor) -> Tensor:
-    """KL(probs ‖ other) of (..., stoch, classes) to (...): nats, summed over the latents."""
-    return (probs * (probs.log() - other.log())).sum((-2, -1))
 
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -51,7 +43,7 @@ class TwoHot:
     """
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.logits = logits.float()
+        self.logits = logits
         self.bins = bins
 
     def __getitem__(self, index: Any) -> TwoHot:
@@ -59,32 +51,22 @@ class TwoHot:
         return TwoHot(self.logits[index], self.bins)
 
     def pred(self) -> Tensor:
-        """(...) float32 mean. Mirrored pairs are summed first, so that equal probabilities give exactly 0."""
-        probs = self.logits.softmax(-1)
-        half = self.bins.shape[0] // 2
-        return ((probs[..., half + 1 :] - probs[..., :half].flip(-1)) * self.bins[half + 1 :]).sum(-1)
+        """(...) float32 mean, without gradients. Equal probabilities give exactly 0."""
+        return twohot_mean(self.logits, self.bins)
 
-    def loss(self, *targets: Tensor) -> Tensor:
-        """Cross-entropy with the two-hot code of each target (...), summed over the targets; targets are constants.
+    def loss(
+        self,
+        target: Tensor,
+        second: Tensor | None = None,
+        second_scale: float = 1.0,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy with the two-hot code of the target (...), plus `second_scale` times that of another, the sum
+        times `weight`; all of them constants. They may be shorter than the batch axes along one of them.
 
         The code is linear between the two neighbouring bins, and all weight is on the last bin beyond it.
         """
-        log_probs = self.logits.log_softmax(-1)
-        losses = [self._cross_entropy(log_probs, target.detach()) for target in targets]
-        return sum(losses[1:], start=losses[0])
-
-    def _cross_entropy(self, log_probs: Tensor, target: Tensor) -> Tensor:
-        last = self.bins.shape[0] - 1
-        above = torch.searchsorted(self.bins, target.contiguous(), right=True)
-        below = (above - 1).clamp(min=0)
-        above = above.clamp(max=last)
-        # A target that is not a number must not pass for one beyond the last bin.
-        alone = torch.where(target.isnan(), target, torch.ones_like(target))
-        to_below = torch.where(below == above, alone, (target - self.bins[below]).abs())
-        to_above = torch.where(below == above, alone, (target - self.bins[above]).abs())
-        total = to_below + to_above
-        picked = log_probs.gather(-1, torch.stack([below, above], -1))
-        return -(picked * torch.stack([to_above / total, to_below / total], -1)).sum(-1)
+        return twohot_loss(self.logits, self.bins, target, second, second_scale, weight)
 
 
 class Normal:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol, cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import Binary, Normal, TwoHot, symexp_bins
-from genreward_fast.agent.nets import MLP, Linear
+from genreward_fast.agent.nets import MLP, NORM_EPS, Dense, Linear
+from genreward_fast.kernels.policy_loss import bounded_normal
+from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
+
+
+class Head(Protocol):
+    """An MLP on the features, and output layers on that."""
+
+    mlp: MLP
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """(..., units) to the raw outputs (..., outputs)."""
+        ...
 
 
 class ScalarHead(nn.Module):
@@ -24,7 +40,14 @@ class ScalarHead(nn.Module):
 
     def forward(self, features: Tensor) -> TwoHot:
         """(..., features) to a distribution over (...)."""
-        return TwoHot(self.logits(self.mlp(features.to(self.dtype))), self.bins)
+        return self.distribution(self.output(self.mlp(features.to(self.dtype))))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden)
+
+    def distribution(self, logits: Tensor) -> TwoHot:
+        """(..., bins) raw outputs to a distribution over (...)."""
+        return TwoHot(logits, self.bins)
 
 
 class ContinuationHead(nn.Module):
@@ -38,7 +61,10 @@ class ContinuationHead(nn.Module):
 
     def forward(self, features: Tensor) -> Binary:
         """(..., features) to a distribution over (...)."""
-        return Binary(self.logit(self.mlp(features.to(self.dtype))).squeeze(-1))
+        return Binary(self.output(self.mlp(features.to(self.dtype))).squeeze(-1))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        return self.logit(hidden)
 
 
 class Actor(nn.Module):
@@ -51,8 +77,34 @@ class Actor(nn.Module):
         self.mean = Linear(config.sizes.units, action_size, outscale=0.01)
         self.stddev = Linear(config.sizes.units, action_size, outscale=0.01)
 
-    def forward(self, features: Tensor) -> Normal:
-        """(..., features) to a distribution over (..., A)."""
-        x = self.mlp(features.to(self.dtype))
-        stddev = (self.max_std - self.min_std) * torch.sigmoid(self.stddev(x) + 2.0) + self.min_std
-        return Normal(torch.tanh(self.mean(x)), stddev)
+    def forward(self, features: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Normal:
+        """(..., features) to a distribution over (..., A). `joined` saves joining the output layers in every call."""
+        hidden = self.mlp(features.to(self.dtype))
+        return Normal(*bounded_normal(self.output(hidden, joined), self.min_std, self.max_std))
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of mean and deviation as one layer, to compute with."""
+        weight = torch.cat([self.mean.weight, self.stddev.weight])
+        return weight.to(self.dtype), torch.cat([self.mean.bias, self.stddev.bias]).to(self.dtype)
+
+    def output(self, hidden: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(..., units) to what `bounded_normal` reads, (..., 2 * A)."""
+        return F.linear(hidden, *(joined or self.joined()))
+
+
+def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
+    """The raw outputs (..., outputs) of several heads on the same features (..., features), which are in the dtype to
+    compute in. The first layers, whose input is by far the widest, are one product, so that it is read once.
+    """
+    first = [cast(Dense, head.mlp[0]) for head in heads]
+    weight = torch.cat([dense.linear.weight for dense in first]).to(features.dtype)
+    bias = torch.cat([dense.linear.bias for dense in first]).to(features.dtype)
+    scale = torch.stack([dense.norm.scale for dense in first])
+    # In two dimensions a product reads its part of the joint hidden layer where it lies.
+    joint = rmsnorm_silu(F.linear(features.flatten(0, -2), weight, bias), scale, NORM_EPS)
+    results = []
+    for head, hidden in zip(heads, joint.chunk(len(heads), -1)):
+        for dense in list(head.mlp)[1:]:
+            hidden = dense(hidden)
+        results.append(head.output(hidden).unflatten(0, features.shape[:-1]))
+    return results

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.agent.distributions import Normal, TwoHot, categorical_entropy, categorical_kl, mixed_probs
+from genreward_fast.agent.distributions import Normal, TwoHot
+from genreward_fast.kernels.latent_kl import latent_kl
 
 
 def kl_losses(posterior: Tensor, prior: Tensor, unimix: float, free_nats: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,12 +18,8 @@ def kl_losses(posterior: Tensor, prior: Tensor, unimix: float, free_nats: float)
     Returns:
         The two losses, each (...), and the mean entropies of prior and posterior, (2,).
     """
-    post, pri = mixed_probs(posterior, unimix), mixed_probs(prior, unimix)
-    dyn = categorical_kl(post.detach(), pri).clamp(min=free_nats)
-    rep = categorical_kl(post, pri.detach()).clamp(min=free_nats)
-    with torch.no_grad():
-        entropies = torch.stack([categorical_entropy(pri).mean(), categorical_entropy(post).mean()])
-    return dyn, rep, entropies
+    dyn, rep, *entropies = latent_kl(posterior, prior, unimix, free_nats)
+    return dyn, rep, torch.stack([entropy.mean() for entropy in entropies])
 
 
 def image_loss(pixels: Tensor, image: Tensor) -> Tensor:
@@ -65,9 +62,7 @@ def critic_loss(value: TwoHot, returns: Tensor, slow: Tensor, slow_scale: float,
     """Two-hot cross-entropy with the returns, plus `slow_scale` times that with the slow critic's mean.
 
     Args:
-        value: over (N, H).
+        value: over (N, H), or more along one of the axes, which then play no part.
         returns, slow, weight: (N, H), constants. `weight` is 0 where a step does not count.
     """
-    if slow_scale == 1:
-        return weight.detach() * value.loss(returns, slow)
-    return weight.detach() * (value.loss(returns) + slow_scale * value.loss(slow))
+    return value.loss(returns, slow, slow_scale, weight)

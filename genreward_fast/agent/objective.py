@@ -9,11 +9,16 @@ from torch import Tensor
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
-from genreward_fast.agent.losses import actor_loss, critic_loss, image_loss, imagination_weight, kl_losses
+from genreward_fast.agent.heads import outputs
+from genreward_fast.agent.losses import critic_loss, image_loss
 from genreward_fast.agent.model import Model
-from genreward_fast.agent.returns import lambda_return
 from genreward_fast.agent.rssm import Imagined, Observed, State
 from genreward_fast.agent.sampling import Sampler
+from genreward_fast.kernels.continuation_loss import continuation_loss
+from genreward_fast.kernels.lambda_return import imagined_return, lambda_return
+from genreward_fast.kernels.latent_kl import latent_kl
+from genreward_fast.kernels.loss_total import loss_total
+from genreward_fast.kernels.policy_loss import policy_loss
 from genreward_fast.types import Batch
 
 
@@ -57,97 +62,113 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
     if batch.image is None or batch.deter is None or batch.stoch is None:
         raise ValueError("an update of the agent needs a batch with image, deter and stoch")
     k = config.context
-    image, reward, last, terminal = (x[:, k:] for x in (batch.image, batch.reward, batch.is_last, batch.is_terminal))
-    reward = reward.float()
+    image = batch.image[:, k:]
+    reward, last, terminal = (x[:, k:].contiguous() for x in (batch.reward.float(), batch.is_last, batch.is_terminal))
     stoch = one_hot(batch.stoch[:, k - 1], config.sizes.classes, config.compute_dtype)
     start = State(batch.deter[:, k - 1].to(config.compute_dtype), stoch)
     losses: dict[str, Tensor] = {}
-    metrics: dict[str, Tensor] = {}
 
     # World model.
     tokens = model.encoder(image)
     observed = model.rssm.observe(start, tokens, batch.action[:, k - 1 : -1], batch.is_first[:, k:], sampler)
     prior = model.rssm.prior(observed.state.deter)
-    losses["dyn"], losses["rep"], entropies = kl_losses(observed.logit, prior, config.unimix, config.free_nats)
-    metrics["latent/prior_entropy"], metrics["latent/posterior_entropy"] = entropies.unbind()
+    losses["dyn"], losses["rep"], *entropies = latent_kl(observed.logit, prior, config.unimix, config.free_nats)
     losses["image"] = image_loss(model.decoder(observed.state.deter, observed.state.stoch), image)
     features = observed.state.features()
-    losses["reward"] = model.reward(features).loss(reward)
-    con_target = (~terminal).float() * (config.discount if config.continue_discount else 1.0)
-    losses["con"] = model.continuation(features).loss(con_target)
+    reward_logits, con_logit, value_logits = outputs([model.reward, model.continuation, model.critic], features)
+    losses["reward"] = model.reward.distribution(reward_logits).loss(reward)
+    con_scale = config.discount if config.continue_discount else 1.0
+    losses["con"] = continuation_loss(con_logit.squeeze(-1), terminal, con_scale)
 
-    # Imagination. Neither the start nor the imagined states pass a gradient on.
+    # Imagination. Neither the start nor the imagined states pass a gradient on. Time comes first, so that leaving out
+    # the last step leaves what is contiguous as it is.
     with torch.no_grad():
         states = State(observed.state.deter.detach().flatten(0, 1), observed.state.stoch.detach().flatten(0, 1))
+        steps = config.imagination
+        dreamed = features.new_empty(steps + 1, len(states.deter), features.shape[-1])
+        joined = model.actor.joined()
+
+        def dream(state: State, step: int) -> Tensor:
+            return torch.cat([state.deter, state.stoch.flatten(1)], 1, out=dreamed[step])
 
         def policy(state: State, step: int) -> Tensor:
-            normal = model.actor(state.features())
+            normal = model.actor(dream(state, step), joined)
             return sampler.action(normal.mean, normal.stddev, step)
 
-        imagined = model.rssm.imagine(states, policy, config.imagination, sampler)
-        dreamed = torch.cat([states.features().unsqueeze(1), imagined.state.features()], 1)
-        dreamed_reward = model.reward(dreamed).pred()
-        dreamed_con = model.continuation(dreamed).prob()
-        slow_value = model.slow_critic(dreamed).pred()
-    value = model.critic(dreamed)
+        imagined = model.rssm.imagine(states, policy, steps, sampler)
+        dream(State(imagined.state.deter[:, -1], imagined.state.stoch[:, -1]), steps)
+        fixed = outputs([model.reward, model.continuation, model.slow_critic], dreamed)
+        dreamed_reward = model.reward.distribution(fixed[0]).pred()
+        slow_value = model.slow_critic.distribution(fixed[2]).pred()
+    dreamed_logits, policy_raw = outputs([model.critic, model.actor], dreamed)
+    value = model.critic.distribution(dreamed_logits)
     with torch.no_grad():
         target_value = slow_value if config.slow_target else value.pred()
         discount = 1.0 if config.continue_discount else config.discount
-        weight = imagination_weight(dreamed_con, discount)[:, :-1]
-        no_last = torch.zeros_like(dreamed_con)
-        returns = lambda_return(dreamed_reward, 1 - dreamed_con, no_last, target_value, discount, config.lam)
-        model.return_range.update(returns)
-        scale = model.return_range.scale()
-        advantage = (returns - target_value[:, :-1]) / scale
-    dreamed_policy = model.actor(dreamed[:, :-1])
-    losses["policy"], entropy = actor_loss(dreamed_policy, imagined.action, advantage, weight, config.entropy)
-    losses["value"] = critic_loss(value[:, :-1], returns, slow_value[:, :-1], config.slow_regularizer, weight)
+        dreamed_con, returns, weight = imagined_return(
+            dreamed_reward, fixed[1].squeeze(-1), target_value, discount, config.lam
+        )
+        low, high, scale = model.return_range.update(returns).unbind()
+    losses["policy"], entropy, stddev, advantage = policy_loss(
+        policy_raw,
+        imagined.action.transpose(0, 1),
+        returns,
+        target_value,
+        weight,
+        scale,
+        config.min_std,
+        config.max_std,
+        config.entropy,
+    )
+    losses["value"] = critic_loss(value, returns, slow_value[:-1], config.slow_regularizer, weight[:-1])
 
     # Replay. The imagined returns of the same rows are what the replayed returns bootstrap from; the gradient of this
     # loss reaches the world model.
     rows = last.shape
-    replay_return = lambda_return(reward, terminal, last, returns[:, 0].view(rows), config.discount, config.lam)
-    replay_weight = (~last[:, :-1]).float()
+    replay_return = lambda_return(reward, terminal, last, returns[0].view(rows), config.discount, config.lam)
     losses["repval"] = critic_loss(
-        model.critic(features[:, :-1]),
+        model.critic.distribution(value_logits),
         replay_return,
-        slow_value[:, 0].view(rows)[:, :-1],
+        slow_value[0].view(rows)[:, :-1],
         config.slow_regularizer,
-        replay_weight,
+        torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
 
-    means = {name: value.mean() for name, value in losses.items()}
-    loss = torch.stack([mean * getattr(config, f"scale_{name}") for name, mean in means.items()]).sum()
-    metrics.update({f"loss/{name}": mean.detach() for name, mean in means.items()})
-    metrics["loss/total"] = loss.detach()
-    metrics.update(
-        {
-            "policy/entropy": entropy.detach().mean(),
-            "policy/stddev": dreamed_policy.stddev.detach().mean(),
-            "policy/advantage_mean": advantage.mean(),
-            "policy/advantage_std": advantage.std(),
-            "policy/advantage_magnitude": advantage.abs().mean(),
-            "return/scale": scale.clone(),
-            "return/low": model.return_range.low.clone(),
-            "return/high": model.return_range.high.clone(),
-            "imagined/reward": dreamed_reward.mean(),
-            "imagined/con": dreamed_con.mean(),
-            "imagined/return": returns.mean(),
-            "imagined/value": target_value.mean(),
-            "imagined/weight": weight.mean(),
-            "replay/reward": reward.mean(),
-            "replay/return": replay_return.mean(),
-        }
-    )
+    # All means, magnitudes and deviations at once.
+    measured = {
+        "latent/prior_entropy": entropies[0],
+        "latent/posterior_entropy": entropies[1],
+        "policy/entropy": entropy,
+        "policy/stddev": stddev,
+        "policy/advantage": advantage,
+        "imagined/reward": dreamed_reward,
+        "imagined/con": dreamed_con,
+        "imagined/return": returns,
+        "imagined/value": target_value,
+        "imagined/weight": weight[:-1],
+        "replay/reward": reward,
+        "replay/return": replay_return,
+    }
+    scales = [getattr(config, f"scale_{name}") for name in losses]
+    loss, statistics = loss_total(list(losses.values()), scales, list(measured.values()))
+    metrics = dict(zip([*(f"loss/{name}" for name in losses), *measured], statistics[0].unbind()))
+    place = list(metrics).index("policy/advantage")
+    metrics["policy/advantage_mean"] = metrics.pop("policy/advantage")
+    metrics["policy/advantage_magnitude"], metrics["policy/advantage_std"] = statistics[1:, place].unbind()
+    metrics |= {"loss/total": loss.detach(), "return/scale": scale, "return/low": low, "return/high": high}
     return Objective(
         loss=loss,
-        losses={name: value.detach() for name, value in losses.items()},
+        losses={name: _batch_first(name, value.detach()) for name, value in losses.items()},
         metrics=metrics,
         tokens=tokens,
         observed=observed,
         imagined=imagined,
-        imagined_reward=dreamed_reward,
-        imagined_con=dreamed_con,
-        imagined_return=returns,
+        imagined_reward=dreamed_reward.t(),
+        imagined_con=dreamed_con.t(),
+        imagined_return=returns.t(),
         replay_return=replay_return,
     )
+
+
+def _batch_first(name: str, loss: Tensor) -> Tensor:
+    return loss.t() if name in ("policy", "value") else loss

@@ -56,7 +56,7 @@ class RandomSampler:
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
-        return mean + stddev * noise
+        return torch.addcmul(mean, stddev, noise)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from genreward_fast.agent import AgentConfig
 from genreward_fast.agent.distributions import TwoHot, one_hot, symexp_bins
+from genreward_fast.agent.heads import outputs
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.nets import BlockLinear, Conv, Linear, RMSNorm, UpConv, initialize, max_pool
 from genreward_fast.agent.rssm import State
@@ -116,3 +117,22 @@ def test_a_long_action_is_read_as_its_cut():
     state = State(torch.randn(5, 512), torch.zeros(5, 32, 4))
     action = torch.randn(5, 3) * 3
     assert torch.equal(model.rssm.core(state, action), model.rssm.core(state, action.clamp(-1, 1)))
+
+
+def test_heads_side_by_side_are_the_heads():
+    config = AgentConfig(size="tiny", dtype="float32")
+    model = Model(config, 3)
+    model.initialize(torch.Generator().manual_seed(0))
+    heads = [model.reward, model.continuation, model.critic, model.actor]
+    features = torch.randn(4, 3, config.feature_size, requires_grad=True)
+    joint = outputs(heads, features)
+    alone = [head.output(head.mlp(features)) for head in heads]
+    parameters = [p for head in heads for p in head.parameters()]
+    weights = [torch.randn_like(x) for x in alone]
+    grads = []
+    for found in (joint, alone):
+        total = sum((x * w).sum() for x, w in zip(found, weights))
+        grads.append(torch.autograd.grad(total, [features, *parameters]))
+    for a, b in zip([*joint, *grads[0]], [*alone, *grads[1]]):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)

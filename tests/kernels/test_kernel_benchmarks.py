@@ -15,7 +15,21 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
 # Each with its variants.
 @pytest.mark.parametrize(
     ("name", "variants"),
-    [("latent_cosine", 3), ("fb_score", 3), ("rmsnorm_silu", 5), ("gru_gates", 4), ("latent_sample", 4), ("laprop", 3)],
+    [
+        ("latent_cosine", 3),
+        ("fb_score", 3),
+        ("rmsnorm_silu", 5),
+        ("gru_gates", 4),
+        ("latent_sample", 4),
+        ("twohot", 6),
+        ("lambda_return", 4),
+        ("latent_kl", 4),
+        ("policy_loss", 6),
+        ("return_range", 2),
+        ("loss_total", 2),
+        ("continuation_loss", 4),
+        ("laprop", 3),
+    ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
     target = tmp_path / "numbers.json"
