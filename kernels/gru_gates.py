@@ -50,9 +50,9 @@ def gru_gates(gates: Tensor, bias: Tensor, state: Tensor, blocks: int, out: Tens
         gates: (N, 3 D) contiguous, of any floating dtype: for each of the blocks its D / blocks reset, then candidate,
             then update values.
         bias: (3 D,), added to the gates.
-        state: (N, D) contiguous.
+        state: (N, D); its rows may be strided.
         blocks: how many.
-        out: where to write the result.
+        out: where to write the result; its rows may be strided, too.
 
     Returns:
         (N, D) in the state's dtype.
@@ -60,9 +60,11 @@ def gru_gates(gates: Tensor, bias: Tensor, state: Tensor, blocks: int, out: Tens
     if not runs_triton(gates, bias, state):
         result = gru_gates_reference(gates, bias, state, blocks)
         return result if out is None else out.copy_(result)
-    out = torch.empty_like(state) if out is None else out
+    out = torch.empty(state.shape, dtype=state.dtype, device=state.device) if out is None else out
     count, size = state.numel(), state.shape[1]
-    _forward[(-(-count // BLOCK),)](gates, bias, state, out, count, size, size // blocks, BLOCK=BLOCK, num_warps=4)
+    _forward[(-(-count // BLOCK),)](
+        gates, bias, state, state.stride(0), out, out.stride(0), count, size, size // blocks, BLOCK=BLOCK, num_warps=4
+    )
     return out
 
 
@@ -126,13 +128,14 @@ if HAS_TRITON:
         return (index // size).to(tl.int64) * 3 * size + of_bias, of_bias
 
     @triton.jit
-    def _forward(gates, bias, state, out, count, size, width, BLOCK: tl.constexpr):
+    def _forward(gates, bias, state, state_stride, out, out_stride, count, size, width, BLOCK: tl.constexpr):
         index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = index < count
         at, of_bias = _places(index, size, width)
         _, _, candidate, update = _activations(gates, bias, at, of_bias, width, inside)
-        old = tl.load(state + index, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + index, (old + update * (candidate - old)).to(out.dtype.element_ty), mask=inside)
+        row, column = (index // size).to(tl.int64), index % size
+        old = tl.load(state + row * state_stride + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + row * out_stride + column, (old + update * (candidate - old)).to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _backward(grad, more, gates, bias, state, by_gates, by_state, count, size, width, BLOCK: tl.constexpr):

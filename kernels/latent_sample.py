@@ -23,27 +23,33 @@ def latent_sample_backward_reference(by_draw: Tensor, by_logits: Tensor, logits:
     return (through + by_logits.float()).to(logits.dtype)
 
 
-def latent_sample(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
+def latent_sample(
+    logits: Tensor, uniform: Tensor, unimix: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draws by inversion from (1 - unimix) · softmax(logits) + unimix / classes.
 
     Args:
         logits: (..., classes), of any floating dtype.
         uniform: (...) float32 in [0, 1), one number for each draw.
         unimix: the uniform distribution's share.
+        out: where to write the one-hots of logits (N, stoch, classes), whose first axis alone may be strided.
 
     Returns:
         (...) int64 class indices, and their one-hots (..., classes) in the dtype of the logits. Without gradients:
         `latent_sample_backward` has them.
     """
     if not runs_triton(logits, uniform):
-        return latent_sample_reference(logits, uniform, unimix)
+        index, onehot = latent_sample_reference(logits, uniform, unimix)
+        return index, onehot if out is None else out.copy_(onehot)
     logits, uniform = logits.contiguous(), uniform.contiguous()
     classes, rows = logits.shape[-1], uniform.numel()
     index = torch.empty(uniform.shape, dtype=torch.int64, device=logits.device)
-    onehot = torch.empty_like(logits)
+    onehot = torch.empty_like(logits) if out is None else out
+    # One stretch of all rows, or one for each of the first axis.
+    length, stride = (rows, 0) if out is None else (out.shape[1], out.stride(0))
     block, width = _layout(classes)
     _forward[(-(-rows // block),)](
-        logits, uniform, index, onehot, rows, classes, unimix, ROWS=block, SIZE=width, num_warps=4
+        logits, uniform, index, onehot, rows, classes, length, stride, unimix, ROWS=block, SIZE=width, num_warps=4
     )
     return index, onehot
 
@@ -91,7 +97,9 @@ if HAS_TRITON:
         return power / tl.where(total == 0.0, 1.0, total)[:, None]
 
     @triton.jit
-    def _forward(logits, uniform, index, onehot, rows, classes, unimix, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    def _forward(
+        logits, uniform, index, onehot, rows, classes, length, stride, unimix, ROWS: tl.constexpr, SIZE: tl.constexpr
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         column = tl.arange(0, SIZE)
         inside = (row < rows)[:, None] & (column < classes)[None, :]
@@ -102,6 +110,7 @@ if HAS_TRITON:
         drawn = tl.sum(passed.to(tl.int32), 1)
         tl.store(index + row, drawn.to(tl.int64), mask=row < rows)
         hit = tl.where(column[None, :] == drawn[:, None], 1.0, 0.0)
+        at = (row // length * stride + row % length * classes)[:, None] + column[None, :]
         tl.store(onehot + at, hit.to(onehot.dtype.element_ty), mask=inside)
 
     @triton.jit

@@ -48,12 +48,13 @@ def fused_scan(
         three in the dtype of deter; (B, T, S) int64 indices of the drawn classes.
     """
     shape = (*reset.shape, *stoch.shape[1:])
-    uniform, index = sampler.sequence(shape[:3], deter.device)
+    uniform, forced = sampler.sequence("posterior", shape[:3], deter.device)
     tensors = [getattr(weights, field.name) for field in fields(weights)]
     deters, stochs, logits, index = _FusedScan.apply(
-        uniform, index, unimix, reset, deter, stoch.flatten(1), action, evidence, hidden_bias, *tensors
+        uniform, forced, unimix, reset, deter, stoch.flatten(1), action, evidence, hidden_bias, *tensors
     )
-    sampler.drew(index)
+    if uniform is not None:
+        sampler.drew("posterior", index)
     return deters, stochs.view(shape), logits.view(shape), index
 
 

@@ -73,7 +73,8 @@ class Actor(nn.Module):
     def __init__(self, config: AgentConfig, action_size: int, layers: int = 3) -> None:
         super().__init__()
         self.dtype, self.min_std, self.max_std = config.compute_dtype, config.min_std, config.max_std
-        self.mlp = MLP(config.feature_size, config.sizes.units, layers)
+        self.units = config.sizes.units
+        self.mlp = MLP(config.feature_size, self.units, layers)
         self.mean = Linear(config.sizes.units, action_size, outscale=0.01)
         self.stddev = Linear(config.sizes.units, action_size, outscale=0.01)
 
@@ -84,8 +85,9 @@ class Actor(nn.Module):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of mean and deviation as one layer, to compute with."""
-        weight = torch.cat([self.mean.weight, self.stddev.weight])
-        return weight.to(self.dtype), torch.cat([self.mean.bias, self.stddev.bias]).to(self.dtype)
+        layers = (self.mean, self.stddev)
+        weight, bias = (torch.cat([layer.cast(name, self.dtype) for layer in layers]) for name in ("weight", "bias"))
+        return weight, bias
 
     def output(self, hidden: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(..., units) to what `bounded_normal` reads, (..., 2 * A)."""
@@ -97,8 +99,8 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
     compute in. The first layers, whose input is by far the widest, are one product, so that it is read once.
     """
     first = [cast(Dense, head.mlp[0]) for head in heads]
-    weight = torch.cat([dense.linear.weight for dense in first]).to(features.dtype)
-    bias = torch.cat([dense.linear.bias for dense in first]).to(features.dtype)
+    weight = torch.cat([dense.linear.cast("weight", features.dtype) for dense in first])
+    bias = torch.cat([dense.linear.cast("bias", features.dtype) for dense in first])
     scale = torch.stack([dense.norm.scale for dense in first])
     # In two dimensions a product reads its part of the joint hidden layer where it lies.
     joint = rmsnorm_silu(F.linear(features.flatten(0, -2), weight, bias), scale, NORM_EPS)

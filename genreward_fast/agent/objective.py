@@ -10,6 +10,7 @@ from torch import Tensor
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
 from genreward_fast.agent.heads import outputs
+from genreward_fast.agent.imagination import imagine
 from genreward_fast.agent.losses import critic_loss, image_loss
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.rssm import Imagined, Observed, State
@@ -19,6 +20,7 @@ from genreward_fast.kernels.lambda_return import imagined_return, lambda_return
 from genreward_fast.kernels.latent_kl import latent_kl
 from genreward_fast.kernels.loss_total import loss_total
 from genreward_fast.kernels.policy_loss import policy_loss
+from genreward_fast.kernels.triton_support import runs_triton
 from genreward_fast.types import Batch
 
 
@@ -86,17 +88,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         states = State(observed.state.deter.detach().flatten(0, 1), observed.state.stoch.detach().flatten(0, 1))
         steps = config.imagination
         dreamed = features.new_empty(steps + 1, len(states.deter), features.shape[-1])
-        joined = model.actor.joined()
-
-        def dream(state: State, step: int) -> Tensor:
-            return torch.cat([state.deter, state.stoch.flatten(1)], 1, out=dreamed[step])
-
-        def policy(state: State, step: int) -> Tensor:
-            normal = model.actor(dream(state, step), joined)
-            return sampler.action(normal.mean, normal.stddev, step)
-
-        imagined = model.rssm.imagine(states, policy, steps, sampler)
-        dream(State(imagined.state.deter[:, -1], imagined.state.stoch[:, -1]), steps)
+        imagined = dream(model, states, dreamed, sampler)
         fixed = outputs([model.reward, model.continuation, model.slow_critic], dreamed)
         dreamed_reward = model.reward.distribution(fixed[0]).pred()
         slow_value = model.slow_critic.distribution(fixed[2]).pred()
@@ -168,6 +160,25 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         imagined_return=returns.t(),
         replay_return=replay_return,
     )
+
+
+def dream(model: Model, start: State, dreamed: Tensor, sampler: Sampler) -> Imagined:
+    """Imagines from the states (N, ...), and writes their features and those that follow to `dreamed`, (H + 1, N, F)."""
+    if runs_triton(dreamed) and model.rssm.hidden_size == model.actor.units:
+        torch.cat([start.deter, start.stoch.flatten(1)], 1, out=dreamed[0])
+        return imagine(model.rssm, model.actor, dreamed, sampler)
+    joined = model.actor.joined()
+
+    def written(state: State, step: int) -> Tensor:
+        return torch.cat([state.deter, state.stoch.flatten(1)], 1, out=dreamed[step])
+
+    def policy(state: State, step: int) -> Tensor:
+        normal = model.actor(written(state, step), joined)
+        return sampler.action(normal.mean, normal.stddev, step)
+
+    imagined = model.rssm.imagine(start, policy, len(dreamed) - 1, sampler)
+    written(State(imagined.state.deter[:, -1], imagined.state.stoch[:, -1]), len(dreamed) - 1)
+    return imagined
 
 
 def _batch_first(name: str, loss: Tensor) -> Tensor:

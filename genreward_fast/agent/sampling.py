@@ -15,6 +15,10 @@ Place = Literal["posterior", "prior"]
 """Which latent is drawn: an observed row's, or an imagined step's."""
 
 
+Drawing = tuple[Tensor | None, Tensor | None]
+"""Numbers to draw with, or else what to take."""
+
+
 class Sampler(Protocol):
     """Draws latents and actions. `step` counts from 0 within one scan over time, or one imagination."""
 
@@ -23,13 +27,21 @@ class Sampler(Protocol):
         their one-hots in the dtype of the logits, without gradients."""
         ...
 
-    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """For the posterior latents (B, T, stoch) of a whole scan at once: float32 numbers in [0, 1) to draw them by
-        inversion, or the int64 class indices to take; the other is None."""
+    def sequence(self, place: Place, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        """For the latents (N, steps, stoch) of a whole scan or imagination at once: float32 numbers in [0, 1) to draw
+        them by inversion, or the int64 class indices to take; the other is None."""
         ...
 
-    def drew(self, index: Tensor) -> None:
-        """Is told what the numbers of `sequence` have drawn, (B, T, stoch) int64."""
+    def drew(self, place: Place, index: Tensor) -> None:
+        """Is told what the numbers of `sequence` have drawn, (N, steps, stoch) int64."""
+        ...
+
+    def noise(self, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        """For the actions (N, steps, A) of a whole imagination: float32 normal numbers, or the actions to take."""
+        ...
+
+    def acted(self, action: Tensor) -> None:
+        """Is told what the numbers of `noise` have become, (N, steps, A) float32."""
         ...
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
@@ -48,10 +60,16 @@ class RandomSampler:
         uniform = torch.rand(logits.shape[:-1], generator=self.generator, device=logits.device)
         return latent_sample(logits.detach(), uniform, unimix)
 
-    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    def sequence(self, place: Place, shape: tuple[int, ...], device: torch.device) -> Drawing:
         return torch.rand(shape, generator=self.generator, device=device), None
 
-    def drew(self, index: Tensor) -> None:
+    def drew(self, place: Place, index: Tensor) -> None:
+        pass
+
+    def noise(self, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        return torch.randn(shape, generator=self.generator, device=device), None
+
+    def acted(self, action: Tensor) -> None:
         pass
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
@@ -84,10 +102,16 @@ class RecordedSampler:
         index = (self.draws.posterior if place == "posterior" else self.draws.prior)[:, step]
         return index, one_hot(index, logits.shape[-1], logits.dtype)
 
-    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        return None, self.draws.posterior[:, : shape[1]]
+    def sequence(self, place: Place, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        return None, (self.draws.posterior if place == "posterior" else self.draws.prior)[:, : shape[1]]
 
-    def drew(self, index: Tensor) -> None:
+    def drew(self, place: Place, index: Tensor) -> None:
+        pass
+
+    def noise(self, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        return None, self.draws.action[:, : shape[1]]
+
+    def acted(self, action: Tensor) -> None:
         pass
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
@@ -107,11 +131,17 @@ class RecordingSampler:
         self._latents[place].append(index)
         return index, onehot
 
-    def sequence(self, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        return self.sampler.sequence(shape, device)
+    def sequence(self, place: Place, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        return self.sampler.sequence(place, shape, device)
 
-    def drew(self, index: Tensor) -> None:
-        self._latents["posterior"].extend(index.unbind(1))
+    def drew(self, place: Place, index: Tensor) -> None:
+        self._latents[place].extend(index.unbind(1))
+
+    def noise(self, shape: tuple[int, ...], device: torch.device) -> Drawing:
+        return self.sampler.noise(shape, device)
+
+    def acted(self, action: Tensor) -> None:
+        self._actions.extend(action.unbind(1))
 
     def action(self, mean: Tensor, stddev: Tensor, step: int) -> Tensor:
         action = self.sampler.action(mean, stddev, step)

@@ -58,7 +58,8 @@ def test_on_triton_agrees_with_float64(shape, dtype, triton_device, poisoned, fr
 def test_on_triton_writes_where_it_is_told(triton_device, fresh_generator):
     gates, bias, state, _, _ = inputs((5, 2, 9), fresh_generator, torch.float32, triton_device)
     buffer = torch.full((3, *state.shape), float("nan"), device=triton_device)
-    gru_gates(gates, bias, state, 2, buffer[1])
+    wide = torch.cat([state, state], 1)
+    gru_gates(gates, bias, wide[:, state.shape[1] :], 2, buffer[1])
     assert torch.allclose(buffer[1], gru_gates_reference(gates, bias, state, 2), atol=1e-6)
     assert buffer[[0, 2]].isnan().all()
 
@@ -73,6 +74,7 @@ def test_compiles_for_every_chip(capability, dtype, compile_for):
     pointers = dict.fromkeys(("gates", "bias", "state"), f"*{dtype}")
     numbers = dict.fromkeys(("count", "size", "width"), "i32")
     constants = {"BLOCK": module.BLOCK}
-    compile_for(module._forward, capability, pointers | {"out": f"*{dtype}"} | numbers, constants, num_warps=4)
+    strides = dict.fromkeys(("state_stride", "out_stride"), "i32")
+    compile_for(module._forward, capability, pointers | {"out": f"*{dtype}"} | numbers | strides, constants, num_warps=4)
     pointers |= dict.fromkeys(("grad", "more", "by_gates", "by_state"), f"*{dtype}")
     compile_for(module._backward, capability, pointers | numbers, constants, num_warps=4)

@@ -80,7 +80,7 @@ def test_in_the_interpreter(run_interpreted):
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_compiles_for_every_chip(capability, dtype, compile_for):
     constants = {"ROWS": 32, "SIZE": 16}
-    numbers = {"rows": "i32", "classes": "i32", "unimix": "fp32"}
+    numbers = {"rows": "i32", "classes": "i32", "length": "i32", "stride": "i32", "unimix": "fp32"}
     signature = {"logits": f"*{dtype}", "uniform": "*fp32", "index": "*i64", "onehot": f"*{dtype}"} | numbers
     compile_for(module._forward, capability, signature, constants, num_warps=4)
     signature = dict.fromkeys(("by_draw", "more", "by_logits", "logits", "out"), f"*{dtype}") | numbers
