@@ -84,8 +84,8 @@ class Actor(nn.Module):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of mean and deviation as one layer, to compute with."""
-        weight = torch.cat([self.mean.weight, self.stddev.weight])
-        return weight.to(self.dtype), torch.cat([self.mean.bias, self.stddev.bias]).to(self.dtype)
+        weight, bias = (_joined([self.mean, self.stddev], name, self.dtype) for name in ("weight", "bias"))
+        return weight, bias
 
     def output(self, hidden: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(..., units) to what `bounded_normal` reads, (..., 2 * A)."""
@@ -97,8 +97,8 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
     compute in. The first layers, whose input is by far the widest, are one product, so that it is read once.
     """
     first = [cast(Dense, head.mlp[0]) for head in heads]
-    weight = torch.cat([dense.linear.weight for dense in first]).to(features.dtype)
-    bias = torch.cat([dense.linear.bias for dense in first]).to(features.dtype)
+    linears = [dense.linear for dense in first]
+    weight, bias = (_joined(linears, name, features.dtype) for name in ("weight", "bias"))
     scale = torch.stack([dense.norm.scale for dense in first])
     # In two dimensions a product reads its part of the joint hidden layer where it lies.
     joint = rmsnorm_silu(F.linear(features.flatten(0, -2), weight, bias), scale, NORM_EPS)
@@ -108,3 +108,8 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
             hidden = dense(hidden)
         results.append(head.output(hidden).unflatten(0, features.shape[:-1]))
     return results
+
+
+def _joined(layers: Sequence[Linear], name: str, dtype: torch.dtype) -> Tensor:
+    """The parameter `name` of all layers, one after the other, in `dtype`."""
+    return torch.cat([layer.cast(name, dtype) for layer in layers])
