@@ -85,8 +85,7 @@ class Actor(nn.Module):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of mean and deviation as one layer, to compute with."""
-        layers = (self.mean, self.stddev)
-        weight, bias = (torch.cat([layer.cast(name, self.dtype) for layer in layers]) for name in ("weight", "bias"))
+        weight, bias = (_joined([self.mean, self.stddev], name, self.dtype) for name in ("weight", "bias"))
         return weight, bias
 
     def output(self, hidden: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -99,8 +98,8 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
     compute in. The first layers, whose input is by far the widest, are one product, so that it is read once.
     """
     first = [cast(Dense, head.mlp[0]) for head in heads]
-    weight = torch.cat([dense.linear.cast("weight", features.dtype) for dense in first])
-    bias = torch.cat([dense.linear.cast("bias", features.dtype) for dense in first])
+    linears = [dense.linear for dense in first]
+    weight, bias = (_joined(linears, name, features.dtype) for name in ("weight", "bias"))
     scale = torch.stack([dense.norm.scale for dense in first])
     # In two dimensions a product reads its part of the joint hidden layer where it lies.
     joint = rmsnorm_silu(F.linear(features.flatten(0, -2), weight, bias), scale, NORM_EPS)
@@ -110,3 +109,8 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
             hidden = dense(hidden)
         results.append(head.output(hidden).unflatten(0, features.shape[:-1]))
     return results
+
+
+def _joined(layers: Sequence[Linear], name: str, dtype: torch.dtype) -> Tensor:
+    """The parameter `name` of all layers, one after the other, in `dtype`."""
+    return torch.cat([layer.cast(name, dtype) for layer in layers])
