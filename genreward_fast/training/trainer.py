@@ -148,7 +148,7 @@ class Trainer:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self.rollout.env_steps < train.steps:
-                self._tick()
+                self.tick()
                 progress.show(self.rollout.env_steps, self._status())
                 self._stop_if_asked()
                 if time.monotonic() >= self._checkpoint_due:
@@ -182,7 +182,7 @@ class Trainer:
                 f"continue with: genreward train --resume --out {self.folder.path}",
             )
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         train, before = self.config.train, self.rollout.env_steps
         prefilling = before < train.prefill
         try:
