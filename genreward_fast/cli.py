@@ -64,6 +64,7 @@ def doctor(json: bool, quiet: bool) -> int:
 @click.option("--preset", help="tiny (two CPU cores, minutes) or paper (full-size encoders: a GPU).  [default: tiny]")
 @click.option("--goal", type=FOLDER, help="A goal's folder (genreward goal).  [default: one from a scripted expert]")
 @click.option("--steps", type=int, help="Environment steps, summed over the environments.")
+@click.option("--minutes", type=float, help="End training after this time at the latest; an evaluation follows.")
 @click.option("--envs", type=int, help="Parallel environments, one process each.")
 @click.option("--seed", type=int, help="Of everything that is drawn; evaluation has seeds of its own.")
 @click.option("--device", help=DEVICE_HELP)
