@@ -194,7 +194,10 @@ def goal(
 
 @genreward.command(cls=SectionedCommand)
 @click.option(
-    "--what", type=click.Choice(["agent", "fb", "cosine", "env", "all"]), default="agent", show_default=True,
+    "--what",
+    type=click.Choice(["agent", "fb", "cosine", "env", "all"]),
+    default="agent",
+    show_default=True,
     help="The agent's updates; the kernels of the reward; environments.",
 )
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
@@ -203,7 +206,10 @@ def goal(
 @section("The agent")
 @click.option("--size", "sizes", multiple=True, default=("12M",), show_default=True, help="May be given several times.")
 @click.option(
-    "--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
     help="What ours computes in.",
 )
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Sequences in an update.")
@@ -221,7 +227,10 @@ def goal(
     "--torchrl", is_flag=False, flag_value="", default=None, help="The installed TorchRL, or a checkout of it."
 )
 @click.option(
-    "--compile-minutes", type=float, default=10, show_default=True,
+    "--compile-minutes",
+    type=float,
+    default=10,
+    show_default=True,
     help="For another agent's torch.compile; then it runs eagerly.",
 )
 def bench(**options: Any) -> int:  # fmt: skip

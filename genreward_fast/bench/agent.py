@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -171,10 +172,8 @@ def watch(process: subprocess.Popen, target: Path, begin: float, start: float, m
     finally:
         # Compilers leave workers behind, and so does whoever is interrupted.
         if process.poll() is None or process.returncode:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genreward_fast.errors import UserError
+
 ACTIONS = 4
 """Floats in an action: Meta-World's."""
 
@@ -131,7 +133,7 @@ def measure(spec: Spec, started: float, progress: Callable[[dict[str, Any]], Non
     if cuda:
         result["peak GB"] = torch.cuda.max_memory_reserved(device) / 1e9
     progress(result)
-    if contestant.actor is not None:
+    if contestant.actor is not None and spec.acting:
         for count in spec.acting:
             act = contestant.actor(count)
             for _ in range(3):
@@ -177,7 +179,7 @@ def main() -> int:
 
     try:
         progress(measure(spec, started, progress))
-    except Unavailable as error:
+    except (Unavailable, UserError) as error:
         progress({"error": str(error)})
         return 1
     except Exception as error:

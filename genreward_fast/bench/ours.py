@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genreward_fast.agent import Agent, AgentConfig
+from genreward_fast.agent.memory import check_memory
 from genreward_fast.bench.contestant import ACTIONS, Contestant, Spec
 from genreward_fast.types import Batch
 
@@ -52,6 +53,7 @@ def random_batch(config: AgentConfig, device: torch.device, seed: int = 0) -> Ba
 
 def build(spec: Spec) -> Contestant:
     config, device = config_of(spec), torch.device(spec.device)
+    check_memory(config, ACTIONS, device)
     agent = Agent(config, ACTIONS, device)
     batch = random_batch(config, device)
 

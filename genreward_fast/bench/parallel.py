@@ -39,7 +39,7 @@ def run_parallel(spec: Spec, sizes: tuple[str, ...], path: Path | None) -> list[
         torch.cuda.set_device(device)
     # Before there is a process group an agent is on its own.
     alone = {size: updates_ms(replace(spec, size=size), device, rank)[0] for size in sizes}
-    distributed.init_process_group("nccl" if cuda else "gloo", **({"device_id": device} if cuda else {}))
+    distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     results = []
     try:
         for size in sizes:

@@ -57,7 +57,7 @@ def run_agent(
     """The agent's benchmark; under torchrun its data-parallel form."""
     for size in sizes:
         AgentConfig(size=size, **{k: shape[k] for k in ("dtype", "batch_size", "batch_length", "imagination")})
-    spec = Spec(device=device, **shape, **({} if seconds is None else {"seconds": seconds}))
+    spec = Spec(device=device, seconds=2.0 if seconds is None else seconds, **shape)
     if parallel.is_parallel():
         parallel.run_parallel(spec, sizes, target)
         return
