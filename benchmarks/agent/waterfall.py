@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--imagination", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring")
     parser.add_argument("--updates", type=int, default=UPDATES, help="over which the parity is taken")
+    parser.add_argument("--commit", default=commit(), help="whose code it is  [default: this checkout's]")
     parser.add_argument("--plain", action="store_true", help="without a CUDA graph")
     options = parser.parse_args(arguments)
     spec = Spec(
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "predicted ms": options.predicted,
                 "measured ms": result["update ms"],
                 "parity": exactness(spec, options.updates),
-                "commit": commit(),
+                "commit": options.commit,
                 "device": device_name(torch.device(options.device)),
                 "torch": torch.__version__,
             }

@@ -147,6 +147,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-episodes", type=int, default=20)
     parser.add_argument("--stable", type=float, default=0.95, help="rate of success that ends training; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", default=commit(), help="whose code it is  [default: this checkout's]")
     parser.add_argument("--out", type=Path, help="run folder  [default: a temporary one]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON and the PNG")
     return parser.parse_args(arguments)
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         "task": config.env.task,
         "device": summary.device,
         "torch": torch.__version__,
-        "commit": commit(),
+        "commit": options.commit,
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": seconds_since_start(),
         "training seconds": summary.seconds,

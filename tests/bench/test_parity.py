@@ -63,11 +63,11 @@ def test_the_waterfall_grows(tmp_path, capsys):
     options = ["--file", str(target), "--device", "cpu", "--seconds", "0.01", *small]
     assert script["main"](["parity", "--name", "first", *options]) == 2
     assert "no entry" in capsys.readouterr().err
-    assert script["main"](["add", "--name", "first", "--predicted", "1-2", *options]) == 0
+    assert script["main"](["add", "--name", "first", "--predicted", "1-2", "--commit", "abc", *options]) == 0
     (entry,) = json.loads(target.read_text())["entries"]
     assert entry["predicted ms"] == "1-2"
     assert entry["measured ms"] > 0
     assert entry["parity"]["float32"]["worst"] < 1e-4
-    assert entry["commit"]
+    assert entry["commit"] == "abc"
     assert script["main"](["parity", "--name", "first", *options]) == 0
     assert len(json.loads(target.read_text())["entries"]) == 1
