@@ -1,4 +1,6 @@
-"""Rewrites the README's tables from the files in benchmarks/results/. Run it after a benchmark has written one.
+"""Rewrites the README's tables, and the picture of the agent's waterfall, from the files in benchmarks/results/.
+
+Run it after a benchmark has written one.
 
 usage: python benchmarks/readme_tables.py [--check]
 
@@ -7,6 +9,7 @@ usage: python benchmarks/readme_tables.py [--check]
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -17,6 +20,7 @@ from genreward_fast.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "pictures" / "agent_waterfall.png"
 
 
 def rows(header: list[str], body: list[list[str]]) -> str:
@@ -95,26 +99,174 @@ def kernels_table() -> str:
 
 
 def agent_table() -> str:
-    """The agent's update and its acting, recorded as CUDA graphs and run plainly."""
-    body, device = [], ""
+    """The agent's update and its acting, ours and others'."""
+    columns = {
+        "update ms": "update 16×64, ms",
+        "% of limit": "% of limit",
+        "act 1 ms": "act 1, ms",
+        "act 16 ms": "act 16, ms",
+        "steps/s": "steps/s",
+        "steps/s with environments": "steps/s, Meta-World",
+        "peak GB": "peak GB",
+        "cold start s": "cold start, s",
+        "warm start s": "warm start, s",
+    }
+    body, remarks, device = [], [], ""
     for name, result in read("agent_*.json"):
+        if "results" not in result:  # the waterfall
+            continue
         device = f"{result['device']}, torch {result['torch']}"
         for entry in result["results"]:
-            body.append(
-                [
-                    f"{entry['size']}, {entry['dtype']}, " + ("one CUDA graph" if entry["captured"] else "plain"),
-                    f"{entry['update ms']:.1f}",
-                    f"{entry['% of limit']:.1f}",
-                    *(f"{entry[f'act {count} ms']:.2f}" for count in (1, 4, 16)),
-                    f"{entry['s to the third']:.1f}",
-                    f"`{name}`",
-                ]
-            )
-    header = [f"**Agent** on {device}", "update 16×64, ms", "% of limit", "act 1, ms", "act 4, ms", "act 16, ms"]
-    return rows([*header, "s to the third update", "file"], body)
+            who = entry.get("name") or ("ours, one CUDA graph" if entry["captured"] else "ours, plain")
+            if "error" in entry:
+                remarks.append(f"{who}, {entry['size']}: not timed, {entry['error']}")
+                continue
+            cells = [number(entry[column]) if column in entry else "" for column in columns]
+            body.append([who, entry["size"], entry["dtype"], *cells, f"`{name}`"])
+            remarks += [f"{who}, {entry['size']}: {note}" for note in entry.get("notes", [])]
+    if not body:
+        return ""
+    table = rows([f"**Agent** on {device}", "size", "dtype", *columns.values(), "file"], body)
+    return "\n\n".join([table, *(["\n".join(f"- {remark}" for remark in remarks)] if remarks else [])])
 
 
-TABLES = {"env": env_table, "train": train_table, "agent": agent_table, "kernels": kernels_table}
+def number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def parallel_table() -> str:
+    """Updates on several GPUs."""
+    body, device = [], ""
+    for name, result in read("parallel_*.json"):
+        device = f"{result['device']}, torch {result['torch']}"
+        body += [
+            [
+                entry["name"].removeprefix("ours, "),
+                entry["size"],
+                f"{entry['batch each']}",
+                f"{entry['update ms']:.2f}",
+                f"{entry['alone ms']:.2f}",
+                f"{100 * entry['efficiency']:.0f}",
+                f"`{name}`",
+            ]
+            for entry in result["results"]
+        ]
+    header = ["size", "sequences each", "update, ms", "one GPU, ms", "efficiency, %", "file"]
+    return rows([f"**Data parallelism** on {device}", *header], body) if body else ""
+
+
+def learn_table() -> str:
+    """Runs that show that the agent learns."""
+    body = []
+    for name, result in read("learn_*.json"):
+        found = result["evaluation"]
+        interval = f"{100 * found['success_low']:.0f} to {100 * found['success_high']:.0f}"
+        body.append(
+            [
+                result["task"],
+                result["device"],
+                f"{result['seconds'] / 60:.1f}",
+                f"{result['env_steps']}",
+                f"{result['updates']}",
+                f"{100 * found['success']:.0f} ({interval})",
+                f"{found['return_mean']:.0f} ± {found['return_std']:.0f}",
+                f"`{name}`",
+            ]
+        )
+    header = ["**Learning** from pixels, dense reward", "device", "minutes", "steps", "updates"]
+    return rows([*header, "success over 20 episodes, % (95%)", "return", "file"], body) if body else ""
+
+
+def waterfall() -> dict[str, Any]:
+    return json.loads((RESULTS / "agent_waterfall.json").read_text())
+
+
+def fidelity(entry: dict[str, Any]) -> str:
+    """The worst loss's relative error in bfloat16 and float32."""
+    parity = entry["parity"]
+    return f"{parity['bfloat16']['worst']:.1e} / {parity['float32']['worst']:.1e}" if parity else "not measured"
+
+
+def waterfall_table() -> str:
+    """One optimisation a row, and the picture of them."""
+    body = [
+        [
+            entry["name"],
+            entry["predicted ms"] or "–",
+            f"{entry['measured ms']:.1f}",
+            fidelity(entry),
+            entry["device"],
+            f"`{entry['commit']}`",
+        ]
+        for entry in waterfall()["entries"]
+    ]
+    header = ["**One update**, step by step", "predicted, ms", "measured, ms", "error of the losses, bf16 / float32"]
+    picture = f"![the agent's update, step by step]({PICTURE.relative_to(ROOT)})"
+    return f"{picture}\n\n{rows([*header, 'device', 'commit'], body)}"
+
+
+def draw_waterfall(path: Path) -> None:
+    """A bar for each step with its time, the target as a line, and the errors beside it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    record = waterfall()
+    entries = record["entries"]
+    figure = Figure(figsize=(10, 0.9 + 0.42 * len(entries)), dpi=130)
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((0.33, 0.6 / figure.get_figheight(), 0.47, 1 - 1.05 / figure.get_figheight()))
+    places = range(len(entries))
+    times = [entry["measured ms"] for entry in entries]
+    colors = ["#8b949e"] + ["#2a6fbb"] * (len(entries) - 1)
+    axis.barh(places, times, color=colors, height=0.62)
+    axis.set_xscale("log")
+    axis.set_xlim(1, 2.2 * max(times))
+    axis.set_yticks(places, [entry["name"] for entry in entries], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("milliseconds an update (logarithmic)", fontsize=8)
+    axis.axvline(record["target ms"], color="#2f9e60", linewidth=1, linestyle="--")
+    above = axis.get_xaxis_transform()
+    axis.text(record["target ms"], 1.02, f"target {record['target ms']:g}", transform=above, fontsize=8, ha="center")
+    beside = axis.get_yaxis_transform()
+    axis.text(1.03, 1.02, "error of the losses\nbf16 / float32", transform=axis.transAxes, fontsize=8, va="bottom")
+    for place, entry in zip(places, entries):
+        predicted = f"  (predicted {entry['predicted ms']})" if entry["predicted ms"] else ""
+        text = f"{entry['measured ms']:.1f}{predicted}"
+        inside = entry["measured ms"] > 100
+        where = entry["measured ms"] * (0.95 if inside else 1.05)
+        color = "white" if inside else "#24292f"
+        axis.text(where, place, text, va="center", ha="right" if inside else "left", fontsize=8, color=color)
+        axis.text(1.03, place, fidelity(entry), transform=beside, va="center", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(axis="x", labelsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Description": digest()})
+
+
+def digest() -> str:
+    """Of what the picture shows."""
+    return hashlib.sha256(json.dumps(waterfall(), sort_keys=True).encode()).hexdigest()
+
+
+def picture_is_current() -> bool:
+    from PIL import Image
+
+    if not PICTURE.exists():
+        return False
+    with Image.open(PICTURE) as image:
+        return image.info.get("Description") == digest()
+
+
+TABLES = {
+    "env": env_table,
+    "train": train_table,
+    "agent": agent_table,
+    "parallel": parallel_table,
+    "waterfall": waterfall_table,
+    "learn": learn_table,
+    "kernels": kernels_table,
+}
 
 
 def filled(readme: str) -> str:
@@ -131,7 +283,9 @@ def main() -> int:
     before = path.read_text()
     after = filled(before)
     if "--check" in sys.argv[1:]:
-        return int(before != after)
+        return int(before != after or not picture_is_current())
+    if not picture_is_current():
+        draw_waterfall(PICTURE)
     with atomic_path(path) as temporary:
         temporary.write_text(after)
     return 0

@@ -94,6 +94,7 @@ class Overrides:
     envs: int | None = None
     seed: int | None = None
     device: str | None = None
+    minutes: float | None = None
     env_reward: str | None = None
     prefill: int | None = None
     train_ratio: float | None = None
@@ -109,7 +110,7 @@ class Overrides:
 
 
 # A resumed run may go on longer, on another device, and look at itself more or less often; the rest is what it is.
-RESUMABLE = ("steps", "device", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes")
+RESUMABLE = ("steps", "minutes", "device", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes")
 
 
 def resolve(preset: str, overrides: Overrides) -> RunConfig:

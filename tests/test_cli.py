@@ -23,7 +23,7 @@ def refused(capsys, *arguments: str) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal"])
+@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal", "bench"])
 def test_help_names_every_option_with_a_text(command, capsys):
     from genreward_fast import cli
 
@@ -54,6 +54,13 @@ def test_help_loads_no_heavy_library():
         (["train", "--reward", "money"], "money"),
         (["train", "--steps", "-5"], "--steps must be at least 1, not -5"),
         (["train", "--size", "13M"], "12M"),
+        (["train", "--batch-size", "0"], "batch_size"),
+        (["train", "--batch-length", "1"], "batch_length is 1; it must be at least 2"),
+        (["train", "--batch-size", "1000000000"], "GB are missing; lower --batch-size"),
+        (["train", "--batch-length", "1000000000"], "GB are missing; lower --batch-size, --batch-length"),
+        (["train", "--reward", "none", "--replay-capacity", "60"], "set its capacity to at least 66"),
+        (["train", "--reward", "none", "--replay-capacity", "1000000000000"], "--replay-capacity"),
+        (["train", "--minutes", "-1"], "--minutes"),
         (["train", "--device", "tpu"], "--device tpu"),
         (["train", "--device", "cuda:99"], "--device cuda:99"),
         (["train", "--engine", "steam"], "--engine steam"),

@@ -31,6 +31,7 @@ class Replay:
         num_envs, capacity, sequence_length, context, action_size, feature_dim, deter_size, stoch_size, image_size,
             deter_dtype, withheld, chunk_bytes: see `ReplayConfig`.
         device: where batches are delivered. The rows are kept there too if they fit (`choose_device`).
+        reserve: bytes that others will need beside the rows.
         seed: of the sampling.
 
     Attributes:
@@ -59,6 +60,7 @@ class Replay:
         chunk_bytes: int = 256 * 2**20,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        reserve: int = 0,
     ) -> None:
         self.config = ReplayConfig(
             num_envs=num_envs,
@@ -74,7 +76,7 @@ class Replay:
             withheld=withheld,
             chunk_bytes=chunk_bytes,
         )
-        self.store = RowStore(self.config, device)
+        self.store = RowStore(self.config, device, reserve)
         self.index = RowIndex(self.config, seed)
         self._writer = ReplayWriter(self.config, self.store)
         self._names = tuple(self.config.fields())

@@ -15,24 +15,28 @@ from genreward_fast.training.replay_config import ReplayConfig
 DEVICE_SHARE = 0.5
 
 
-def choose_device(size: int, device: torch.device | str) -> torch.device:
+def choose_device(size: int, device: torch.device | str, reserve: int = 0) -> torch.device:
     """Where to keep `size` bytes of rows for work on `device`.
 
-    The rule: on a CUDA device if they take at most half of the memory that is free there now, so that the networks and
-    their activations keep the rest; in host memory otherwise.
+    The rule: on a CUDA device if they take at most half of the memory that is free there now and leave `reserve` bytes
+    for the networks and their activations; in host memory otherwise.
 
     Raises:
-        UserError: they exceed the host's memory, too.
+        UserError: they exceed the host's memory, too, together with the networks if those are there.
     """
     device = torch.device(device)
-    if device.type == "cuda" and size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if size <= min(DEVICE_SHARE * free, free - reserve):
+            return device
     if device.type not in ("cuda", "cpu"):
         return device
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
+    if size + (reserve if device.type == "cpu" else 0) > memory:
+        beside = f", of which the agent takes {reserve / 1e9:.1f}" if reserve and device.type == "cpu" else ""
         raise UserError(
-            f"the replay needs {size / 1e9:.1f} GB and this machine has {memory / 1e9:.1f} GB: lower its capacity"
+            f"the replay needs {size / 1e9:.1f} GB and this machine has {memory / 1e9:.1f} GB{beside}: "
+            f"lower its capacity (--replay-capacity)"
         )
     return torch.device("cpu")
 
@@ -48,10 +52,10 @@ class RowStore:
         device: the device that gathered rows are delivered on.
     """
 
-    def __init__(self, config: ReplayConfig, device: torch.device | str) -> None:
+    def __init__(self, config: ReplayConfig, device: torch.device | str, reserve: int = 0) -> None:
         self.device = torch.device(device)
         rows = config.num_envs * config.slots
-        self.storage = choose_device(rows * config.row_bytes(), self.device)
+        self.storage = choose_device(rows * config.row_bytes(), self.device, reserve)
         self.arrays = {
             name: torch.zeros((rows, *size), dtype=dtype, device=self.storage)
             for name, (size, dtype) in config.fields().items()

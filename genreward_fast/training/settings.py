@@ -35,6 +35,8 @@ class TrainConfig:
         envs: parallel environments, one worker process each.
         seed: of everything that is drawn; evaluation has seeds of its own.
         device: where the agent, the encoders and the replay live: "auto", "cpu", "cuda" or "cuda:N".
+        minutes: wall time after which training ends, whatever `steps` says, and the last evaluation follows; 0 for no
+            limit. Resumed runs count all their processes.
         env_reward: what the environment pays: its "dense" reward, 1 on success ("sparse"), or "none".
         prefill: environment steps with uniformly random actions before the agent acts and learns.
         train_ratio: rows replayed per environment step; updates per step are train_ratio / (batch · length).
@@ -51,6 +53,7 @@ class TrainConfig:
     envs: int = 16
     seed: int = 0
     device: str = "auto"
+    minutes: float = 0.0
     env_reward: str = "dense"
     prefill: int = 5000
     train_ratio: float = 512.0
@@ -66,7 +69,7 @@ class TrainConfig:
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         check_seed(self.seed)
-        for name in ("prefill", "release_delay", "eval_every", "checkpoint_minutes"):
+        for name in ("prefill", "release_delay", "eval_every", "minutes", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:  # NaN is refused, too
                 raise UserError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
         if not 0 < self.train_ratio < float("inf"):

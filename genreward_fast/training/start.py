@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genreward_fast.agent.memory import check_memory
 from genreward_fast.encoders.presets import Encoders
 from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.errors import UserError
@@ -26,8 +28,18 @@ from genreward_fast.training.trainer import Trainer
 ENGINES = ("auto", "torch")
 
 
-def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, engine: str) -> Summary:
+def start_run(
+    config: RunConfig,
+    out: Path,
+    *,
+    goal: Path | None,
+    resume: bool,
+    engine: str,
+    stop: Callable[[Trainer], bool] | None = None,
+) -> Summary:
     """Trains in the folder `out` and returns the summary.
+
+    `stop` is asked after every tick whether to end training early (`Trainer.run`).
 
     Everything that can be wrong with the input is looked at before the first file is written. A run that was killed
     before its first checkpoint is resumed at step 0, with its settings and its goal.
@@ -43,6 +55,7 @@ def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, 
         raise UserError("--goal together with --resume: a run keeps the goal it was started with; leave it out")
     folder.require_run() if resume else folder.require_free()
     device = resolve_device(config.train.device)
+    check_memory(config.agent, ACTION_SIZE, device)
     encoders = Encoders(config.encoders, device)
     the_goal = None
     if config.reward.name != "none":
@@ -75,7 +88,7 @@ def start_run(config: RunConfig, out: Path, *, goal: Path | None, resume: bool, 
                 say(f"note: {note}")
             if reward.learn_steps >= config.train.steps:
                 say(f"note: FB learns for {reward.learn_steps} steps (--fb-steps): within this run it pays nothing")
-            return trainer.run()
+            return trainer.run(stop)
 
 
 def default_goal(config: RunConfig, encoders: Encoders) -> Goal:

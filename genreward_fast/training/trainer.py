@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from genreward_fast.agent.agent import Agent
 from genreward_fast.agent.config import IMAGE_SIZE
+from genreward_fast.agent.memory import required_bytes
 from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.errors import Interrupted, TrainingDiverged
@@ -88,6 +89,7 @@ class Trainer:
             withheld=self._withheld(),
             device=self.device,
             seed=seed,
+            reserve=required_bytes(config.agent, ACTION_SIZE),
         )
         frames, rows = self.reward.frames, config.env.steps
         sizes = tuple(sorted({IMAGE_SIZE, frames.feature_size, frames.clip_size} - {0}))
@@ -138,8 +140,11 @@ class Trainer:
         self.envs.close()
         self.logger.close()
 
-    def run(self) -> Summary:
-        """Trains until `steps`, evaluates, and returns the summary.
+    def run(self, stop: Callable[[Trainer], bool] | None = None) -> Summary:
+        """Trains until `steps` or `minutes`, evaluates, and returns the summary.
+
+        Args:
+            stop: asked after every tick; once it says true the run goes on to its last evaluation.
 
         Raises:
             TrainingDiverged: a loss is not finite; the last checkpoint is untouched.
@@ -150,11 +155,13 @@ class Trainer:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self.rollout.env_steps < train.steps:
-                self._tick()
+                self.tick()
                 progress.show(self.rollout.env_steps, self._status())
                 self._stop_if_asked()
                 if time.monotonic() >= self._checkpoint_due:
                     self.save()
+                if self._time_is_up() or (stop is not None and stop(self)):
+                    break
                 if self._evaluation_is_due():
                     self._evaluate()
                     progress.restart(self.rollout.env_steps)
@@ -175,6 +182,9 @@ class Trainer:
         # The last evaluation follows the loop.
         return 0 < every <= now - self.counters.evaluated_at and now < self.config.train.steps
 
+    def _time_is_up(self) -> bool:
+        return 0 < 60 * self.config.train.minutes <= self.seconds()
+
     def _stop_if_asked(self) -> None:
         if self._stop_signal is not None:
             self.save()
@@ -184,7 +194,8 @@ class Trainer:
                 f"continue with: genreward train --resume --out {self.folder.path}",
             )
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """One step of all environments, and the updates that it earns."""
         train, before = self.config.train, self.rollout.env_steps
         prefilling = before < train.prefill
         try:
@@ -226,7 +237,7 @@ class Trainer:
         if bad := first_not_finite(values):
             raise self._diverged(f"{bad} is {values[bad]}")
         if values:
-            seconds = max(self._seconds(), 1e-9)
+            seconds = max(self.seconds(), 1e-9)
             values |= {"time/seconds": seconds, "time/updates": float(self.counters.updates)}
             values |= {"replay/rows": float(len(self.replay)), "env/restarts": float(self.envs.restarts)}
             values["env/discarded_episodes"] = float(self.rollout.discarded_episodes)
@@ -249,7 +260,8 @@ class Trainer:
             f"success {sum(e[1] for e in recent) / len(recent):.0%}"
         )
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """Wall time of training, evaluations included, over all the processes that the run has had."""
         return time.monotonic() - self._started
 
     def _evaluate(self, *, video: bool = False) -> Evaluation | None:
@@ -282,7 +294,7 @@ class Trainer:
             evaluation,
             env_steps=self.rollout.env_steps,
             updates=self.counters.updates,
-            seconds=self._seconds(),
+            seconds=self.seconds(),
             episodes=self.rollout.episode_count,
             discarded=self.rollout.discarded_episodes,
             device=describe_device(self.device),
@@ -303,7 +315,7 @@ class Trainer:
             TrainingDiverged: a metric since the last reading is not finite; nothing is written.
         """
         self._read_meters()
-        self.counters.seconds = self._seconds()
+        self.counters.seconds = self.seconds()
         replay = self.replay.save(self.folder.replay)
         rollout = self.rollout
         save_checkpoint(

@@ -241,7 +241,7 @@ def test_what_the_environment_pays(env_reward, tmp_path, goal):
     config = small_config(env_reward=env_reward, steps=150, alpha=0.0, beta=0.0)
     with trainer_of(config, _made(tmp_path), goal) as trainer:
         while trainer.rollout.env_steps < 150:
-            trainer._tick()
+            trainer.tick()
         reward = trainer.replay.sample(64).reward
         assert {"dense": (reward != 0).any(), "sparse": ((reward == 0) | (reward == 1)).all()}.get(
             env_reward, (reward == 0).all()
@@ -254,7 +254,7 @@ def test_rows_are_withheld_relabelled_and_released_at_a_fixed_step(tmp_path, goa
     with trainer_of(config, _made(tmp_path), goal) as trainer:
         released = []
         for _ in range(70):
-            trainer._tick()
+            trainer.tick()
             released.append((trainer.rollout.env_steps, int(trainer.replay.index.released[0])))
         first_release = next(step for step, rows in released if rows)
         # Row 16 closes the first window after 16 steps of each of 2 environments; 16 steps later its rows are free.
@@ -274,7 +274,7 @@ def test_rows_that_wait_survive_a_resume(tmp_path, goal):
     config = small_config(env_reward="none", steps=1000, use_fb=False, alpha=16.0, prefill=10_000, release_delay=24)
     with trainer_of(config, run, goal) as trainer:
         while trainer.rollout.env_steps < 2 * 20:  # row 16 closed a window, which is due at 2 * 16 + 24 steps
-            trainer._tick()
+            trainer.tick()
         trainer.save()
         written, images = trainer.replay.index.written.copy(), trainer.replay.store.arrays["image"].clone()
         assert trainer.replay.index.released.tolist() == [0, 0]
@@ -285,7 +285,7 @@ def test_rows_that_wait_survive_a_resume(tmp_path, goal):
         assert torch.equal(again.replay.store.arrays["image"][positions], images[positions])
         assert (again.replay.rows(np.arange(2), np.zeros(2, int), 17)[2] == 0).all()
         while again.rollout.env_steps < 40 + 24:
-            again._tick()
+            again.tick()
         assert (again.replay.index.released >= written).all()
         _, _, reward = again.replay.rows(np.arange(2), np.zeros(2, int), int(written[0]))
         assert (reward[:, 1:17] != 0).all()  # the window that waited was paid
@@ -298,11 +298,11 @@ def test_a_dead_worker_costs_its_open_episode_only(tmp_path, goal):
     config = small_config(steps=1000, prefill=10_000, fb_steps=20_000)
     with trainer_of(config, _made(tmp_path), goal) as trainer:
         for _ in range(40):
-            trainer._tick()
+            trainer.tick()
         victim = trainer.envs.pids[0]
         os.kill(victim, signal.SIGKILL)
         for _ in range(60):
-            trainer._tick()
+            trainer.tick()
         assert trainer.rollout.discarded_episodes == 1
         assert trainer.envs.restarts == 1
         batch = trainer.replay.sample(64)

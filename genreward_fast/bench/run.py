@@ -1,0 +1,75 @@
+"""What `genreward bench` does, from its options on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from genreward_fast.agent import AgentConfig
+from genreward_fast.bench import agent, cosine, env, fb, parallel
+from genreward_fast.bench.contestant import Spec
+from genreward_fast.errors import UserError
+from genreward_fast.training.device import resolve_device
+
+KERNELS = {"fb": fb, "cosine": cosine}
+
+
+def run_benchmarks(what: str, device: str, seconds: float | None, json: Path | None, **options: Any) -> None:
+    """Runs one benchmark, or all of them one after the other.
+
+    Raises:
+        UserError: a number out of its range, an unknown size, or a device that is not there.
+    """
+    chosen = str(resolve_device(device))
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UserError(f"--seconds must be a positive number, not {seconds}")
+    for name in ("envs", "train_ratio"):
+        if not 0 < options[name] < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {options[name]}")
+    common = [] if seconds is None else ["--seconds", str(seconds)]
+    for name in [*KERNELS, "env", "agent"] if what == "all" else [what]:
+        target = json / f"{name}.json" if json is not None and what == "all" else json
+        writing = [] if target is None else ["--json", str(target)]
+        if name == "agent":
+            run_agent(chosen, seconds, target, **options)
+        elif name == "env":
+            env.main([*common, *writing])
+        else:
+            KERNELS[name].main(["--device", chosen, *common, *writing])
+
+
+def run_agent(
+    device: str,
+    seconds: float | None,
+    target: Path | None,
+    *,
+    sizes: tuple[str, ...],
+    skip_plain: bool,
+    skip_cold_start: bool,
+    skip_environments: bool,
+    r2dreamer: Path | None,
+    dreamerv3_torch: Path | None,
+    torchrl: str | None,
+    compile_minutes: float,
+    **shape: Any,
+) -> None:
+    """The agent's benchmark; under torchrun its data-parallel form."""
+    for size in sizes:
+        AgentConfig(size=size, **{k: shape[k] for k in ("dtype", "batch_size", "batch_length", "imagination")})
+    spec = Spec(device=device, seconds=2.0 if seconds is None else seconds, **shape)
+    if parallel.is_parallel():
+        parallel.run_parallel(spec, sizes, target)
+        return
+    request = agent.Request(
+        spec=spec,
+        sizes=sizes,
+        plain=not skip_plain,
+        cold_start=not skip_cold_start,
+        environments=not skip_environments,
+        r2dreamer=r2dreamer,
+        dreamerv3_torch=dreamerv3_torch,
+        torchrl=torchrl,
+        compile_minutes=compile_minutes,
+    )
+    agent.run(request, target)

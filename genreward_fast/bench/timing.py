@@ -1,0 +1,112 @@
+"""What benchmarks share: timing, the device's limits, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genreward_fast.files import write_json
+
+FLUSH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this device reaches, measured in the same run: copying (bytes read and written) and multiplying matrices."""
+
+    device: str
+    gigabytes_per_second: float
+    tflops: float
+
+    def milliseconds(self, size: int, flops: int) -> float:
+        """The least time to move `size` bytes and do `flops` operations, whichever takes longer."""
+        return max(size / (self.gigabytes_per_second * 1e6), flops / (self.tflops * 1e9))
+
+
+def median_ms(function: Callable[[], Any], device: torch.device, seconds: float = 0.3, flush: bool = False) -> float:
+    """Median milliseconds of one call (see `call_times`)."""
+    return statistics.median(call_times(function, device, seconds, flush))
+
+
+def call_times(function: Callable[[], Any], device: torch.device, seconds: float, flush: bool = False) -> list[float]:
+    """Milliseconds of each of as many calls as fit into `seconds` (3 at least), after warming up.
+
+    On CUDA it is the device's time between two events. With `flush` the cache is overwritten before each call.
+    """
+    for _ in range(3):
+        function()
+    scratch = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if flush and device.type == "cuda" else None
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        if scratch is not None:
+            scratch.zero_()
+        if device.type == "cuda":
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            # Keeps the device busy until the whole call is queued, so that launching is not timed.
+            torch.cuda._sleep(200_000)
+            start.record()
+            function()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop))
+        else:
+            begin = time.perf_counter()
+            function()
+            times.append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The fastest of several large copies, and of several large matrix products in `dtype`."""
+    cuda = device.type == "cuda"
+    source = torch.empty(2**30 if cuda else 2**26, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = min(call_times(lambda: target.copy_(source), device, 0.5))
+    size = 8192 if cuda else 512
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = min(call_times(lambda: left @ right, device, 0.5))
+    return Limits(device_name(device), 2 * source.nbytes / copy / 1e6, 2 * size**3 / product / 1e9)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the number of CPU threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of a large matrix product in this run."""
+    size = 8192 if device.type == "cuda" else 512
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / median_ms(lambda: left @ right, device) / 1e9
+
+
+def arguments(description: str, rows: list[int]) -> argparse.ArgumentParser:
+    """The options of every kernel's benchmark."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="batch sizes")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of measuring, per number")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    return parser
+
+
+def report(op: str, limits: Limits, results: list[dict[str, Any]], path: Path | None) -> None:
+    """Prints a table, and writes the same as JSON to `path`."""
+    print(f"{op} on {limits.device}, torch {torch.__version__}")
+    print(f"limits measured in this run: {limits.gigabytes_per_second:.0f} GB/s, {limits.tflops:.2f} TFLOP/s")
+    columns = list(results[0])
+    rows = [[f"{r[c]:.4g}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in results]
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    if path is not None:
+        write_json(path, {"op": op, "torch": torch.__version__, "limits": asdict(limits), "results": results})
