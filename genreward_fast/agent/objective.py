@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
-from genreward_fast.agent.losses import actor_loss, critic_loss, image_loss, imagination_weight, kl_losses
+from genreward_fast.agent.losses import actor_loss, critic_loss, imagination_weight, kl_losses
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.returns import lambda_return
 from genreward_fast.agent.rssm import Imagined, Observed, State
@@ -70,7 +70,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
     prior = model.rssm.prior(observed.state.deter)
     losses["dyn"], losses["rep"], entropies = kl_losses(observed.logit, prior, config.unimix, config.free_nats)
     metrics["latent/prior_entropy"], metrics["latent/posterior_entropy"] = entropies.unbind()
-    losses["image"] = image_loss(model.decoder(observed.state.deter, observed.state.stoch), image)
+    losses["image"] = model.decoder.loss(observed.state.deter, observed.state.stoch, image)
     features = observed.state.features()
     losses["reward"] = model.reward(features).loss(reward)
     con_target = (~terminal).float() * (config.discount if config.continue_discount else 1.0)

@@ -1,0 +1,77 @@
+"""From uint8 images to what the first convolution reads: centred values, in blocks of 2 x 2 pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genreward_fast.kernels.phase_norm_silu import unshuffle
+from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+
+ROWS = 32
+
+
+def strides(image: Tensor) -> tuple[Tensor, int, int, int]:
+    """The image, copied only if it must be, and M, a and b: its nth image begins at n // M * a + n % M * b.
+
+    Args:
+        image: (..., H, W, 3); with two leading axes, their strides may be any.
+    """
+    size = 3 * image.shape[-2] * image.shape[-3]
+    if image.stride()[-3:] != (3 * image.shape[-2], 3, 1) or image.ndim > 5:
+        image = image.contiguous()
+    if image.ndim == 5:
+        return image, image.shape[1], image.stride(0), image.stride(1)
+    return image, 1, image.stride(0) if image.ndim == 4 else size, 0
+
+
+def image_blocks_reference(image: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
+    """What `image_blocks` computes, in plain PyTorch."""
+    pixels = image.reshape(-1, *image.shape[-3:]).to(dtype) / 255 - 0.5
+    return functional.pad(unshuffle(pixels), (0, columns - 12))
+
+
+def image_blocks(image: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
+    """x / 255 - 0.5 of images in blocks of 2 x 2 pixels, each operation rounded to `dtype`. Without gradients.
+
+    Args:
+        image: (..., H, W, 3) uint8, H and W even.
+        dtype: of the result.
+        columns: channels of the result, at least 12, a power of two.
+
+    Returns:
+        (N, H / 2, W / 2, columns): channels (row in the block, column in the block, colour), then zeros.
+    """
+    if not runs_triton(image):
+        return image_blocks_reference(image, dtype, columns)
+    height, width = image.shape[-3] // 2, image.shape[-2] // 2
+    images = image.shape[:-3].numel()
+    out = torch.empty((images, height, width, columns), dtype=dtype, device=image.device)
+    image, per, outer, inner = strides(image)
+    rows = images * height * width
+    if rows:
+        grid = (-(-rows // ROWS),)
+        _forward[grid](image, out, rows, height, width, per, outer, inner, ROWS=ROWS, COLUMNS=columns, num_warps=4)
+    return out
+
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _forward(image, out, rows, height, width, per, outer, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        column = tl.arange(0, COLUMNS)
+        n, place = (row // (height * width)).to(tl.int64), row % (height * width)
+        start = n // per * outer + n % per * inner + (2 * (place // width) * (2 * width) + 2 * (place % width)) * 3
+        phase = column // 3
+        offset = (phase // 2 * (2 * width) + phase % 2) * 3 + column % 3
+        inside = (row < rows)[:, None] & (column < 12)[None, :]
+        value = tl.load(image + start[:, None] + offset[None, :], mask=inside, other=0).to(tl.float32)
+        kind = out.dtype.element_ty
+        value = tl.div_rn(value, tl.full(value.shape, 255.0, tl.float32)).to(kind).to(tl.float32) - 0.5
+        value = tl.where((column < 12)[None, :], value, 0.0)
+        at = row.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+        tl.store(out + at, value.to(kind), mask=(row < rows)[:, None])
