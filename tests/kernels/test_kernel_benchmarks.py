@@ -15,7 +15,17 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
 # Each with its variants.
 @pytest.mark.parametrize(
     ("name", "variants"),
-    [("latent_cosine", 3), ("fb_score", 3), ("rmsnorm_silu", 5), ("gru_gates", 4), ("latent_sample", 4)],
+    [
+        ("latent_cosine", 3),
+        ("fb_score", 3),
+        ("rmsnorm_silu", 5),
+        ("gru_gates", 4),
+        ("latent_sample", 4),
+        ("image_blocks", 2),
+        ("phase_norm_silu", 4),
+        ("phase_weights", 4),
+        ("phase_image_loss", 4),
+    ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
     target = tmp_path / "numbers.json"
