@@ -21,16 +21,19 @@ def compare(
     shape: str,
     options: Namespace,
     limits: Limits,
+    peers: dict[str, Callable[..., Tensor]] | None = None,
 ) -> list[dict[str, Any]]:
     """Times op(*leaves, *others) and its gradients by the leaves, if there are any.
 
     Args:
         sizes: bytes that the op and its gradients move at least.
+        peers: other ways to compute the same.
     """
     device = torch.device(options.device)
     functions = {"": op, "reference": reference}
     if device.type == "cuda":
         functions["compiled reference"] = torch.compile(reference, dynamic=False)
+    functions |= peers or {}
     leaves = tuple(leaf.clone().requires_grad_() for leaf in leaves)
     results: list[dict[str, Any]] = []
     made = {variant: function(*leaves, *others) for variant, function in functions.items()}

@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("gru_gates", 4),
         ("latent_sample", 4),
         ("image_blocks", 2),
+        ("image_conv_pool", 6),
         ("phase_norm_silu", 4),
         ("phase_weights", 4),
         ("phase_image_loss", 4),
