@@ -101,13 +101,19 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, y = ctx.saved_tensors
-        corners = [(slice(None), slice(None), slice(i, None, 2), slice(j, None, 2)) for i in (0, 1) for j in (0, 1)]
-        highest = [(x[corner] == y).to(grad.dtype) for corner in corners]
-        share = grad / (highest[0] + highest[1] + highest[2] + highest[3])
-        result = torch.empty_like(x)
-        for corner, mask in zip(corners, highest):
-            torch.mul(share, mask, out=result[corner])
-        return result
+        n, channels, height, width = x.shape
+        # On channels-last memory all of these are views. Two pixels side by side make one row of twice the channels,
+        # so that rows are long and few operations pass over them.
+        rows = x.permute(0, 2, 3, 1).reshape(n * height // 2, 2, width // 2, 2 * channels)
+        highest, share = (v.permute(0, 2, 3, 1).reshape(len(rows), width // 2, channels) for v in (y, grad))
+        highest, result = highest.repeat(1, 1, 2), torch.empty_like(rows)
+        for line in (0, 1):
+            torch.eq(rows[:, line], highest, out=result[:, line])
+        ties = result[:, 0] + result[:, 1]
+        share = (share / (ties[..., :channels] + ties[..., channels:])).repeat(1, 1, 2)
+        for line in (0, 1):
+            result[:, line] *= share
+        return result.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def max_pool(x: Tensor) -> Tensor:
