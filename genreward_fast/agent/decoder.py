@@ -5,14 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import NetworkSize
 from genreward_fast.agent.convs import ChannelNorm, UpConv
 from genreward_fast.agent.encoder import MULTIPLIERS
 from genreward_fast.agent.losses import image_loss
-from genreward_fast.agent.nets import BlockLinear, Dense, Linear
+from genreward_fast.agent.nets import NORM_EPS, BlockLinear, Dense, Linear
 from genreward_fast.kernels.phase_image_loss import phase_image_loss, phase_pixels
+from genreward_fast.kernels.space_norm_silu import space_norm_silu
 from genreward_fast.kernels.triton_support import runs_triton
 
 IMAGE_SIDE = 4
@@ -59,10 +61,27 @@ class Decoder(nn.Module):
         """(N, 4, 4, channels)."""
         deter = deter.reshape(-1, deter.shape[-1]).to(self.dtype)
         stoch = stoch.reshape(deter.shape[0], -1).to(self.dtype)
+        if runs_triton(deter):
+            return self._start_fused(deter, self.from_stoch(stoch))
         # Each block of the deterministic state paints its own group of channels over the whole 4 x 4 map.
         x = self.from_deter(deter).view(len(deter), self.blocks, 4, 4, -1).permute(0, 2, 3, 1, 4).flatten(3)
         x = x + self.stoch_to_space(self.from_stoch(stoch)).view(x.shape)
         return self.space_norm.silu(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _start_fused(self, deter: Tensor, hidden: Tensor) -> Tensor:
+        """The same with the layers' biases, their sum, norm and SiLU in one kernel."""
+        pieces = torch.bmm(
+            deter.view(len(deter), self.blocks, -1).transpose(0, 1), self.from_deter.weight.to(self.dtype)
+        )
+        x = space_norm_silu(
+            pieces,
+            self.from_deter.bias,
+            F.linear(hidden, self.stoch_to_space.weight.to(self.dtype)),
+            self.stoch_to_space.bias,
+            self.space_norm.scale,
+            NORM_EPS,
+        )
+        return x.view(len(deter), 4, 4, -1)
 
     def _plainly(self, x: Tensor) -> Tensor:
         """(N, 4, 4, channels) to (N, 64, 64, 3) pixels in plain PyTorch; it works best on a CPU."""

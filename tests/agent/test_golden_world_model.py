@@ -220,7 +220,7 @@ def test_decoder(golden, model):
     deter = arrays["in/deter"].clone().requires_grad_()
     stoch = arrays["in/stoch"].clone().requires_grad_()
     pixels = decoder(deter, stoch)
-    for name, value in hooked.items():
+    for name, value in hooked.items():  # of them the kernels leave but few
         expected = arrays[f"mid/{name}_first"]
         golden.check([(name, expected, value.reshape(expected.shape))])
     loss = decoder.loss(deter, stoch, arrays["in/target_image"])

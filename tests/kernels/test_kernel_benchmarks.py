@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("phase_norm_silu", 4),
         ("phase_weights", 4),
         ("phase_image_loss", 4),
+        ("space_norm_silu", 4),
     ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
