@@ -8,10 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import NetworkSize
-from genreward_fast.agent.nets import ChannelNorm, Conv, max_pool
+from genreward_fast.agent.convs import ChannelNorm, Conv, max_pool
+from genreward_fast.agent.nets import NORM_EPS
+from genreward_fast.kernels.image_blocks import image_blocks
+from genreward_fast.kernels.image_conv_pool import SIZES, image_conv_pool
+from genreward_fast.kernels.triton_support import runs_triton
 
 MULTIPLIERS = (2, 3, 4, 4)
 """Channels of the four levels of encoder and decoder, in units of `NetworkSize.depth`."""
+IMAGE_COLUMNS = 32
+"""Channels of a 2 x 2 block of pixels, 12 of them filled: cuDNN's convolutions are fastest from this number."""
 
 
 class Encoder(nn.Module):
@@ -31,8 +37,32 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(..., 64, 64, 3) uint8 to (..., size) tokens in `dtype`, in the order height, width, channel."""
+        x = self._in_blocks(image) if runs_triton(image) else self._plainly(image)
+        return x.reshape(*image.shape[:-3], self.size)
+
+    def _in_blocks(self, image: Tensor) -> Tensor:
+        """(N, 4, 4, channels), with few kernels over wide channels."""
+        x, last = None, len(self.convs) - 1
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            assert isinstance(conv, Conv)
+            assert isinstance(norm, ChannelNorm)
+            if x is None and self._fuses_first(image):
+                x = image_conv_pool(image, conv.weight, conv.bias, norm.scale, NORM_EPS, self.dtype)
+                continue
+            x = image_blocks(image, self.dtype, IMAGE_COLUMNS) if x is None else x
+            x = norm.silu_of_blocks(conv.blocks(x), conv, "pool" if i == last else "pool_blocks")
+        assert x is not None
+        return x
+
+    def _fuses_first(self, image: Tensor) -> bool:
+        """Whether one kernel does the first level. On CUDA it needs tensor cores; Triton's interpreter, on the other
+        hand, multiplies no matrices of bfloat16."""
+        return len(self.norms[0].scale) in SIZES and image.is_cuda == (self.dtype != torch.float32)
+
+    def _plainly(self, image: Tensor) -> Tensor:
+        """The same in plain PyTorch; it works best on a CPU."""
         x = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).to(self.dtype) / 255 - 0.5
         for conv, norm in zip(self.convs, self.norms):
             assert isinstance(norm, ChannelNorm)
             x = norm.silu(max_pool(conv(x)))
-        return x.permute(0, 2, 3, 1).reshape(*image.shape[:-3], self.size)
+        return x.permute(0, 2, 3, 1)

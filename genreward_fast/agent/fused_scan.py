@@ -44,8 +44,8 @@ def fused_scan(
         weights: the rest.
 
     Returns:
-        As `scan`: (B, T, D) deter; (B, T, S, K) one-hot stoch, with straight-through gradients; (B, T, S, K) logits; all
-        three in the dtype of deter; (B, T, S) int64 indices of the drawn classes.
+        As `scan`: (B, T, D) deter; (B, T, S, K) one-hot stoch, with straight-through gradients; (B, T, S, K) logits;
+        all three in the dtype of deter; (B, T, S) int64 indices of the drawn classes.
     """
     shape = (*reset.shape, *stoch.shape[1:])
     uniform, forced = sampler.sequence("posterior", shape[:3], deter.device)

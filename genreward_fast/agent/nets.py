@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
 from genreward_fast.kernels.triton_support import runs_triton
@@ -141,83 +139,3 @@ class MLP(nn.Sequential):
 
     def __init__(self, inputs: int, units: int, layers: int) -> None:
         super().__init__(*(Dense(units if i else inputs, units) for i in range(layers)))
-
-
-class Conv(Layer):
-    """A 5 x 5 convolution with stride 1 that keeps the image's size, on (N, C, H, W) in channels-last memory."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def initialize(self, generator: torch.Generator) -> None:
-        _truncated_normal(self.weight, math.prod(self.weight.shape[1:]), 1.0, generator)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.cast("weight", x.dtype), self.cast("bias", x.dtype), padding="same")
-
-
-class UpConv(Conv):
-    """Nearest-neighbour doubling, then the convolution: (N, C, H, W) to (N, outputs, 2 H, 2 W).
-
-    Computed without the doubled image. An output pixel of even or odd row sees its five rows of doubled pixels as three
-    rows of the original, and so for columns: four convolutions, 3 x 3, whose weights are sums of the 5 x 5 ones.
-    """
-
-    sums: Tensor
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        # sums[p, a, k] = 1 where tap k (offset k - 2) of an output in phase p reads original row a - 1.
-        sums = torch.tensor([[float((p + k) // 2 == a) for k in range(5)] for p in range(2) for a in range(3)])
-        self.register_buffer("sums", sums.view(2, 3, 5), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs, inputs = self.weight.shape[:2]
-        weight = torch.einsum("oikl,pak,qbl->opqiab", self.weight, self.sums, self.sums)
-        weight = weight.reshape(4 * outputs, inputs, 3, 3).to(x.dtype)
-        bias = self.bias.repeat_interleave(4).to(x.dtype)
-        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), 2)
-
-
-class ChannelNorm(RMSNorm):
-    """RMS norm over the channels of (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def silu(self, x: Tensor) -> Tensor:
-        if runs_triton(x, self.scale):
-            return rmsnorm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
-        return F.silu(self(x))
-
-
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = F.max_pool2d(x, 2)
-        ctx.save_for_backward(x, y)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, y = ctx.saved_tensors
-        corners = [(slice(None), slice(None), slice(i, None, 2), slice(j, None, 2)) for i in (0, 1) for j in (0, 1)]
-        highest = [(x[corner] == y).to(grad.dtype) for corner in corners]
-        share = grad / (highest[0] + highest[1] + highest[2] + highest[3])
-        result = torch.empty_like(x)
-        for corner, mask in zip(corners, highest):
-            torch.mul(share, mask, out=result[corner])
-        return result
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """The maximum over 2 x 2 pixels of (N, C, H, W).
-
-    Unlike that of `max_pool2d`, the gradient is split evenly among pixels that tie, as in the reference: in the flat
-    areas of a rendered image all four do.
-    """
-    return _MaxPool.apply(x)

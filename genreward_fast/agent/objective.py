@@ -11,7 +11,7 @@ from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
 from genreward_fast.agent.heads import outputs
 from genreward_fast.agent.imagination import imagine
-from genreward_fast.agent.losses import critic_loss, image_loss
+from genreward_fast.agent.losses import critic_loss
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.rssm import Imagined, Observed, State
 from genreward_fast.agent.sampling import Sampler
@@ -75,7 +75,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
     observed = model.rssm.observe(start, tokens, batch.action[:, k - 1 : -1], batch.is_first[:, k:], sampler)
     prior = model.rssm.prior(observed.state.deter)
     losses["dyn"], losses["rep"], *entropies = latent_kl(observed.logit, prior, config.unimix, config.free_nats)
-    losses["image"] = image_loss(model.decoder(observed.state.deter, observed.state.stoch), image)
+    losses["image"] = model.decoder.loss(observed.state.deter, observed.state.stoch, image)
     features = observed.state.features()
     reward_logits, con_logit, value_logits = outputs([model.reward, model.continuation, model.critic], features)
     losses["reward"] = model.reward.distribution(reward_logits).loss(reward)
@@ -163,7 +163,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
 
 
 def dream(model: Model, start: State, dreamed: Tensor, sampler: Sampler) -> Imagined:
-    """Imagines from the states (N, ...), and writes their features and those that follow to `dreamed`, (H + 1, N, F)."""
+    """Imagines from the states (N, ...), and writes their features and the next ones' to `dreamed`, (H + 1, N, F)."""
     if runs_triton(dreamed) and model.rssm.hidden_size == model.actor.units:
         torch.cat([start.deter, start.stoch.flatten(1)], 1, out=dreamed[0])
         return imagine(model.rssm, model.actor, dreamed, sampler)

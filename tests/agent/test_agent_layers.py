@@ -5,14 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from genreward_fast.agent import AgentConfig
+from genreward_fast.agent import AgentConfig, NetworkSize
+from genreward_fast.agent.convs import Conv, UpConv, max_pool
+from genreward_fast.agent.decoder import Decoder
 from genreward_fast.agent.distributions import TwoHot, one_hot, symexp_bins
+from genreward_fast.agent.encoder import Encoder
 from genreward_fast.agent.heads import outputs
+from genreward_fast.agent.losses import image_loss
 from genreward_fast.agent.model import Model
-from genreward_fast.agent.nets import BlockLinear, Conv, Linear, RMSNorm, UpConv, initialize, max_pool
+from genreward_fast.agent.nets import BlockLinear, Linear, RMSNorm, initialize
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler
+from genreward_fast.kernels.phase_image_loss import phase_image_loss_reference, phase_pixels
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 1)])
@@ -31,6 +37,40 @@ def test_upconv_is_doubling_and_convolution(size):
         torch.autograd.grad((found * weight).sum(), leaves), torch.autograd.grad((expected * weight).sum(), leaves)
     ):
         assert torch.allclose(a, b, atol=1e-11)
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+def test_blocks_are_the_plain_image_networks(depth):
+    """The references of the kernels, put together as on CUDA, beside the plain layers."""
+    sizes = NetworkSize(deter=16, hidden=8, classes=4, depth=depth, units=8, stoch=4, blocks=4)
+    encoder, decoder = Encoder(sizes, torch.float32), Decoder(sizes, torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    for network in (encoder, decoder):
+        initialize(network, generator)
+        for name, parameter in network.named_parameters():
+            if name.endswith(("bias", "scale")):
+                nn.init.normal_(parameter, 0.5, 0.2, generator=generator)
+    image = torch.randint(0, 4, (2, 64, 64, 3), generator=generator, dtype=torch.uint8) * 85  # with ties
+    weight = torch.randn(2, encoder.size, generator=generator)
+    start = torch.randn(2, 4, 4, 4 * depth, generator=generator)
+    pairs = []
+    for tokens in (encoder._plainly(image), encoder._in_blocks(image)):
+        loss = (tokens.reshape(weight.shape) * weight).sum()
+        pairs.append([tokens, *torch.autograd.grad(loss, list(encoder.parameters()))])
+    parameters = [p for layer in (*decoder.convs, *decoder.norms, decoder.image) for p in layer.parameters()]
+    for blocks in (False, True):
+        if blocks:
+            x = decoder._in_blocks(start)
+            pixels = phase_pixels(x, decoder.image.bias, 4)
+            loss = phase_image_loss_reference(x, decoder.image.bias, image, 4)
+        else:
+            pixels = decoder._plainly(start)
+            loss = image_loss(pixels, image)
+        pairs.append([pixels, loss, *torch.autograd.grad(loss.sum(), parameters)])
+    for plain, found in (pairs[:2], pairs[2:]):
+        for a, b in zip(plain, found):
+            assert a.shape == b.shape
+            assert (a - b).norm() < 1e-5 * a.norm()
 
 
 def test_max_pool_splits_the_gradient_among_ties():

@@ -29,6 +29,12 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("loss_total", 2),
         ("continuation_loss", 4),
         ("laprop", 3),
+        ("image_blocks", 2),
+        ("image_conv_pool", 6),
+        ("phase_norm_silu", 4),
+        ("phase_weights", 4),
+        ("phase_image_loss", 4),
+        ("space_norm_silu", 4),
     ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):

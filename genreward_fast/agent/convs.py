@@ -1,0 +1,125 @@
+"""Convolutions of the image networks, as plain layers on (N, C, H, W) and between blocks of pixels.
+
+A 5 x 5 convolution with stride 1 equals a 3 x 3 one between blocks of 2 x 2 pixels, whose channels hold the block: with
+four times the channels it fills tensor cores, where the plain one leaves them empty. In this form maps are (N, H, W, C)
+and the bias is left to the kernel that reads the result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from genreward_fast.agent.nets import NORM_EPS, Layer, RMSNorm, _truncated_normal
+from genreward_fast.kernels.phase_norm_silu import Mode, phase_norm_silu
+from genreward_fast.kernels.phase_weights import phase_weights
+from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
+from genreward_fast.kernels.triton_support import runs_triton
+
+
+class Conv(Layer):
+    """A 5 x 5 convolution with stride 1 that keeps the image's size, on (N, C, H, W) in channels-last memory."""
+
+    scale = 1
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def initialize(self, generator: torch.Generator) -> None:
+        _truncated_normal(self.weight, math.prod(self.weight.shape[1:]), 1.0, generator)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.cast("weight", x.dtype), self.cast("bias", x.dtype), padding="same")
+
+    def blocks(self, x: Tensor, side: int = 2) -> Tensor:
+        """The same without the bias: (N, H, W, blocks) to (N, H, W, blocks of side x side outputs).
+
+        A block of inputs has side / `scale` pixels a side. Channels are (row in the block, column in the block,
+        channel), of the inputs perhaps more, which count for nothing.
+        """
+        rows = side**2 * len(self.weight)
+        weight = phase_weights(self.weight, x.dtype, side, self.scale, rows, x.shape[-1])
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+
+
+class UpConv(Conv):
+    """Nearest-neighbour doubling, then the convolution: (N, C, H, W) to (N, outputs, 2 H, 2 W).
+
+    Computed without the doubled image. An output pixel of even or odd row sees its five rows of doubled pixels as three
+    rows of the original, and so for columns: four convolutions, 3 x 3, whose weights are sums of the 5 x 5 ones.
+    """
+
+    scale = 2
+    sums: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        # sums[p, a, k] = 1 where tap k (offset k - 2) of an output in phase p reads original row a - 1.
+        sums = torch.tensor([[float((p + k) // 2 == a) for k in range(5)] for p in range(2) for a in range(3)])
+        self.register_buffer("sums", sums.view(2, 3, 5), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, inputs = self.weight.shape[:2]
+        weight = torch.einsum("oikl,pak,qbl->opqiab", self.weight, self.sums, self.sums)
+        weight = weight.reshape(4 * outputs, inputs, 3, 3).to(x.dtype)
+        bias = self.bias.repeat_interleave(4).to(x.dtype)
+        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), 2)
+
+
+class ChannelNorm(RMSNorm):
+    """RMS norm over the channels of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def silu(self, x: Tensor) -> Tensor:
+        if runs_triton(x, self.scale):
+            return rmsnorm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
+        return F.silu(self(x))
+
+    def silu_of_blocks(self, x: Tensor, conv: Conv, mode: Mode, columns: int | None = None) -> Tensor:
+        """SiLU of the norm, from what `conv.blocks` gives; see `phase_norm_silu`."""
+        return phase_norm_silu(x, conv.bias, self.scale, NORM_EPS, mode, columns)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.max_pool2d(x, 2)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, y = ctx.saved_tensors
+        n, channels, height, width = x.shape
+        # On channels-last memory all of these are views. Two pixels side by side make one row of twice the channels,
+        # so that rows are long and few operations pass over them.
+        rows = x.permute(0, 2, 3, 1).reshape(n * height // 2, 2, width // 2, 2 * channels)
+        highest, share = (v.permute(0, 2, 3, 1).reshape(len(rows), width // 2, channels) for v in (y, grad))
+        highest, result = highest.repeat(1, 1, 2), torch.empty_like(rows)
+        for line in (0, 1):
+            torch.eq(rows[:, line], highest, out=result[:, line])
+        ties = result[:, 0] + result[:, 1]
+        share = (share / (ties[..., :channels] + ties[..., channels:])).repeat(1, 1, 2)
+        for line in (0, 1):
+            result[:, line] *= share
+        return result.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """The maximum over 2 x 2 pixels of (N, C, H, W).
+
+    Unlike that of `max_pool2d`, the gradient is split evenly among pixels that tie, as in the reference: in the flat
+    areas of a rendered image all four do.
+    """
+    return _MaxPool.apply(x)

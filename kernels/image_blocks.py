@@ -1,0 +1,124 @@
+"""From uint8 images to what the first convolution reads: centred values, in blocks of 2 x 2 pixels or with a border."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genreward_fast.kernels.phase_norm_silu import unshuffle
+from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+
+ROWS = 32
+BLOCK = 1024
+
+
+def strides(image: Tensor) -> tuple[Tensor, int, int, int]:
+    """The image, copied only if it must be, and M, a and b: its nth image begins at n // M * a + n % M * b.
+
+    Args:
+        image: (..., H, W, 3); with two leading axes, their strides may be any.
+    """
+    size = 3 * image.shape[-2] * image.shape[-3]
+    if image.stride()[-3:] != (3 * image.shape[-2], 3, 1) or image.ndim > 5:
+        image = image.contiguous()
+    if image.ndim == 5:
+        return image, image.shape[1], image.stride(0), image.stride(1)
+    return image, 1, image.stride(0) if image.ndim == 4 else size, 0
+
+
+def image_blocks_reference(image: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
+    """What `image_blocks` computes, in plain PyTorch."""
+    pixels = image.reshape(-1, *image.shape[-3:]).to(dtype) / 255 - 0.5
+    return functional.pad(unshuffle(pixels), (0, columns - 12))
+
+
+def image_blocks(image: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
+    """x / 255 - 0.5 of images in blocks of 2 x 2 pixels, each operation rounded to `dtype`. Without gradients.
+
+    Args:
+        image: (..., H, W, 3) uint8, H and W even.
+        dtype: of the result.
+        columns: channels of the result, at least 12, a power of two.
+
+    Returns:
+        (N, H / 2, W / 2, columns): channels (row in the block, column in the block, colour), then zeros.
+    """
+    if not runs_triton(image):
+        return image_blocks_reference(image, dtype, columns)
+    height, width = image.shape[-3] // 2, image.shape[-2] // 2
+    images = image.shape[:-3].numel()
+    out = torch.empty((images, height, width, columns), dtype=dtype, device=image.device)
+    image, per, outer, inner = strides(image)
+    rows = images * height * width
+    if rows:
+        grid = (-(-rows // ROWS),)
+        _forward[grid](image, out, rows, height, width, per, outer, inner, ROWS=ROWS, COLUMNS=columns, num_warps=4)
+    return out
+
+
+def padded_image_reference(image: Tensor, dtype: torch.dtype, border: int) -> Tensor:
+    """What `padded_image` computes, in plain PyTorch."""
+    pixels = image.reshape(-1, *image.shape[-3:]).to(dtype) / 255 - 0.5
+    return functional.pad(pixels, (0, 0, border, border, border, border))
+
+
+def padded_image(image: Tensor, dtype: torch.dtype, border: int) -> Tensor:
+    """x / 255 - 0.5 of images with a border of zeros, each operation rounded to `dtype`. Without gradients.
+
+    Args:
+        image: (..., H, W, 3) uint8.
+        dtype: of the result.
+        border: its width in pixels.
+
+    Returns:
+        (N, H + 2 border, W + 2 border, 3).
+    """
+    if not runs_triton(image):
+        return padded_image_reference(image, dtype, border)
+    height, width, _ = image.shape[-3:]
+    images = image.shape[:-3].numel()
+    out = torch.empty((images, height + 2 * border, width + 2 * border, 3), dtype=dtype, device=image.device)
+    image, per, outer, inner = strides(image)
+    count = out[:1].numel()
+    if count:
+        grid = (images, -(-count // BLOCK))
+        _padded[grid](image, out, count, height, width, per, outer, inner, BORDER=border, BLOCK=BLOCK, num_warps=4)
+    return out
+
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _centred(at, inside, kind: tl.constexpr):
+        """x / 255 - 0.5, and 0 outside."""
+        value = tl.load(at, mask=inside, other=0).to(tl.float32)
+        value = tl.div_rn(value, tl.full(value.shape, 255.0, tl.float32)).to(kind).to(tl.float32) - 0.5
+        return tl.where(inside, value, 0.0).to(kind)
+
+    @triton.jit
+    def _forward(image, out, rows, height, width, per, outer, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        column = tl.arange(0, COLUMNS)
+        n, place = (row // (height * width)).to(tl.int64), row % (height * width)
+        start = n // per * outer + n % per * inner + (2 * (place // width) * (2 * width) + 2 * (place % width)) * 3
+        phase = column // 3
+        offset = (phase // 2 * (2 * width) + phase % 2) * 3 + column % 3
+        inside = (row < rows)[:, None] & (column < 12)[None, :]
+        value = _centred(image + start[:, None] + offset[None, :], inside, out.dtype.element_ty)
+        at = row.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+        tl.store(out + at, value, mask=(row < rows)[:, None])
+
+    @triton.jit
+    def _padded(image, out, count, height, width, per, outer, inner, BORDER: tl.constexpr, BLOCK: tl.constexpr):
+        """Program (n, block): a part of image n."""
+        n = tl.program_id(0).to(tl.int64)
+        index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        pitch = 3 * (width + 2 * BORDER)
+        line, place = index // pitch - BORDER, index % pitch - 3 * BORDER
+        inside = (line >= 0) & (line < height) & (place >= 0) & (place < 3 * width)
+        start = n // per * outer + n % per * inner
+        value = _centred(image + start + line * (3 * width) + place, inside, out.dtype.element_ty)
+        tl.store(out + n * count + index, value, mask=index < count)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genreward_fast.kernels import image_blocks as module
+from genreward_fast.kernels.image_blocks import (
+    image_blocks,
+    image_blocks_reference,
+    padded_image,
+    padded_image_reference,
+)
+
+# Leading axes, H, W.
+SHAPES = [((), 4, 6), ((3,), 2, 2), ((2, 3), 10, 4), ((2, 1, 2), 4, 4)]
+LIMITS = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # Triton's interpreter rounds bfloat16 down
+
+
+def images(shape, generator, device="cpu"):
+    lead, height, width = shape
+    return torch.randint(0, 256, (*lead, height, width, 3), generator=generator, dtype=torch.uint8).to(device)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reference_places_pixels(shape, fresh_generator):
+    image = images(shape, fresh_generator)
+    found = image_blocks_reference(image, torch.float64, 16)
+    flat = image.reshape(-1, *shape[1:], 3)
+    assert found.shape == (len(flat), shape[1] // 2, shape[2] // 2, 16)
+    for phase in range(4):
+        expected = flat[:, phase // 2 :: 2, phase % 2 :: 2].double() / 255 - 0.5
+        assert torch.equal(found[..., 3 * phase : 3 * phase + 3], expected)
+    assert not found[..., 12:].any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", list(LIMITS))
+@pytest.mark.parametrize("columns", [16, 32])
+def test_on_triton_agrees_with_reference(shape, dtype, columns, triton_device, poisoned, fresh_generator, relative_rms):
+    image = images(shape, fresh_generator, triton_device)
+    found = image_blocks(image, dtype, columns)
+    expected = image_blocks_reference(image, dtype, columns)
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    assert found.is_contiguous()
+    assert relative_rms(found.cpu(), expected.cpu()) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", list(LIMITS))
+def test_on_triton_padded_image_agrees_with_reference(
+    shape, dtype, triton_device, poisoned, fresh_generator, relative_rms
+):
+    image = images(shape, fresh_generator, triton_device)
+    found, expected = padded_image(image, dtype, 2), padded_image_reference(image, dtype, 2)
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    assert relative_rms(found.cpu(), expected.cpu()) < LIMITS[dtype]
+    assert torch.equal((found == 0).all(-1)[:, :2].cpu(), torch.ones_like(found[:, :2, :, 0], dtype=torch.bool).cpu())
+
+
+def test_on_triton_takes_a_part_of_a_batch(triton_device, fresh_generator):
+    image = images(((3, 5), 4, 6), fresh_generator, triton_device)
+    for part in (image[:, 1:], image[1:, 2:4], image.transpose(0, 1), image[:, 1], image.transpose(2, 3)[..., :4, :]):
+        assert torch.equal(image_blocks(part, torch.float32, 16), image_blocks(part.clone(), torch.float32, 16))
+        assert torch.equal(padded_image(part, torch.float32, 1), padded_image(part.clone(), torch.float32, 1))
+
+
+def test_on_triton_without_images(triton_device):
+    assert (
+        image_blocks(torch.zeros(0, 4, 4, 3, dtype=torch.uint8, device=triton_device), torch.float32, 16).numel() == 0
+    )
+
+
+@pytest.mark.gpu
+def test_on_gpu_rounds_as_the_reference():
+    image = torch.arange(256, dtype=torch.uint8, device="cuda").repeat(3).view(1, 16, 16, 3)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(image_blocks(image, dtype, 32), image_blocks_reference(image, dtype, 32))
+        assert torch.equal(padded_image(image, dtype, 2), padded_image_reference(image, dtype, 2))
+
+
+def test_in_the_interpreter(run_interpreted):
+    run_interpreted(__file__)
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
+@pytest.mark.parametrize(("dtype", "columns"), [("bf16", 32), ("fp32", 16)])
+def test_compiles_for_every_chip(capability, dtype, columns, compile_for):
+    names = ("rows", "height", "width", "per", "outer", "inner")
+    signature = {"image": "*u8", "out": f"*{dtype}"} | dict.fromkeys(names, "i32")
+    compile_for(module._forward, capability, signature, {"ROWS": module.ROWS, "COLUMNS": columns}, num_warps=4)
+    signature["count"] = signature.pop("rows")
+    compile_for(module._padded, capability, signature, {"BORDER": 2, "BLOCK": module.BLOCK}, num_warps=4)
