@@ -24,6 +24,7 @@ class Encoder(nn.Module):
     """Four times convolution, 2 x 2 max-pool, norm, SiLU: 64 x 64 pixels to tokens.
 
     Attributes:
+        first: channels of the first level.
         size: length of the tokens, 4 * 4 * 4 * depth.
     """
 
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         channels = [3, *(sizes.depth * multiplier for multiplier in MULTIPLIERS)]
         self.convs = nn.ModuleList(Conv(a, b) for a, b in pairwise(channels))
         self.norms = nn.ModuleList(ChannelNorm(channel) for channel in channels[1:])
-        self.size = 16 * channels[-1]
+        self.first, self.size = channels[1], 16 * channels[-1]
 
     def forward(self, image: Tensor) -> Tensor:
         """(..., 64, 64, 3) uint8 to (..., size) tokens in `dtype`, in the order height, width, channel."""
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
     def _fuses_first(self, image: Tensor) -> bool:
         """Whether one kernel does the first level. On CUDA it needs tensor cores; Triton's interpreter, on the other
         hand, multiplies no matrices of bfloat16."""
-        return len(self.norms[0].scale) in SIZES and image.is_cuda == (self.dtype != torch.float32)
+        return self.first in SIZES and image.is_cuda == (self.dtype != torch.float32)
 
     def _plainly(self, image: Tensor) -> Tensor:
         """The same in plain PyTorch; it works best on a CPU."""

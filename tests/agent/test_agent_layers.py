@@ -73,6 +73,34 @@ def test_blocks_are_the_plain_image_networks(depth):
             assert (a - b).norm() < 1e-5 * a.norm()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("depth", [4, 16, 24])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_kernels_are_the_plain_image_networks(depth, dtype, limit, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    sizes = NetworkSize(deter=512, hidden=8, classes=4, depth=depth, units=64, stoch=4)
+    generator = torch.Generator().manual_seed(4)
+    networks = [Encoder(sizes, dtype), Decoder(sizes, dtype)]
+    for network in networks:
+        initialize(network, generator)
+        network.cuda()
+    encoder, decoder = networks
+    image = torch.randint(0, 256, (3, 5, 64, 64, 3), generator=generator, dtype=torch.uint8).cuda()[:, 1:]
+    deter, stoch = torch.randn(3, 4, 512, generator=generator), torch.rand(3, 4, 4, 4, generator=generator)
+    deter, stoch = deter.cuda().requires_grad_(), stoch.cuda()
+    weight = torch.randn(3, 4, encoder.size, generator=generator).cuda()
+    found = [encoder(image), decoder.loss(deter, stoch, image)]
+    assert torch.equal(found[0], encoder(image))
+    start = decoder._start(deter, stoch)
+    expected = [encoder._plainly(image).reshape(weight.shape), image_loss(decoder._plainly(start), image.flatten(0, 1))]
+    for i, (a, b) in enumerate(zip(found, expected)):
+        assert (a.flatten() - b.flatten()).norm() < limit * b.norm()
+        leaves = [deter, *decoder.parameters()] if i else list(encoder.parameters())
+        scalars = [x.sum() if i else (x * weight).sum() for x in (a, b)]
+        for x, y in zip(*(torch.autograd.grad(scalar, leaves, retain_graph=True) for scalar in scalars)):
+            assert (x - y).norm() < 2 * limit * y.norm()
+
+
 def test_max_pool_splits_the_gradient_among_ties():
     x = torch.tensor([[1.0, 1.0, 5.0, 2.0], [1.0, 1.0, 5.0, 5.0], [0.0, 3.0, 7.0, 7.0], [3.0, 0.0, 6.0, 5.0]])
     x = x.view(1, 1, 4, 4).requires_grad_()
