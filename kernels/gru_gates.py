@@ -61,9 +61,10 @@ def gru_gates(gates: Tensor, bias: Tensor, state: Tensor, blocks: int, out: Tens
         result = gru_gates_reference(gates, bias, state, blocks)
         return result if out is None else out.copy_(result)
     out = torch.empty(state.shape, dtype=state.dtype, device=state.device) if out is None else out
-    count, size = state.numel(), state.shape[1]
-    _forward[(-(-count // BLOCK),)](
-        gates, bias, state, state.stride(0), out, out.stride(0), count, size, size // blocks, BLOCK=BLOCK, num_warps=4
+    width = state.shape[1] // blocks
+    columns = min(BLOCK, 1 << (width - 1).bit_length())
+    _forward[(len(state), blocks, -(-width // columns))](
+        gates, bias, state, state.stride(0), out, out.stride(0), width, COLUMNS=columns, num_warps=max(1, columns // 128)
     )
     return out
 
@@ -128,14 +129,18 @@ if HAS_TRITON:
         return (index // size).to(tl.int64) * 3 * size + of_bias, of_bias
 
     @triton.jit
-    def _forward(gates, bias, state, state_stride, out, out_stride, count, size, width, BLOCK: tl.constexpr):
-        index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        inside = index < count
-        at, of_bias = _places(index, size, width)
+    def _forward(gates, bias, state, state_stride, out, out_stride, width, COLUMNS: tl.constexpr):
+        """Program (row, block, columns)."""
+        column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+        inside = column < width
+        block, row = tl.program_id(1), tl.program_id(0).to(tl.int64)
+        of_bias = block * 3 * width + column
+        at = row * tl.num_programs(1) * 3 * width + of_bias
         _, _, candidate, update = _activations(gates, bias, at, of_bias, width, inside)
-        row, column = (index // size).to(tl.int64), index % size
-        old = tl.load(state + row * state_stride + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + row * out_stride + column, (old + update * (candidate - old)).to(out.dtype.element_ty), mask=inside)
+        of_state = block * width + column
+        old = tl.load(state + row * state_stride + of_state, mask=inside, other=0.0).to(tl.float32)
+        new = old + update * (candidate - old)
+        tl.store(out + row * out_stride + of_state, new.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _backward(grad, more, gates, bias, state, by_gates, by_state, count, size, width, BLOCK: tl.constexpr):

@@ -1,4 +1,4 @@
-"""From uint8 images to what the first convolution reads: centred values, in blocks of 2 x 2 pixels or with a border."""
+"""From uint8 images to what the first convolution reads: centred values, in blocks of 2 x 2 pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from genreward_fast.kernels.phase_norm_silu import unshuffle
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 
 ROWS = 32
-BLOCK = 1024
 
 
 def strides(image: Tensor) -> tuple[Tensor, int, int, int]:
@@ -57,36 +56,6 @@ def image_blocks(image: Tensor, dtype: torch.dtype, columns: int) -> Tensor:
     return out
 
 
-def padded_image_reference(image: Tensor, dtype: torch.dtype, border: int) -> Tensor:
-    """What `padded_image` computes, in plain PyTorch."""
-    pixels = image.reshape(-1, *image.shape[-3:]).to(dtype) / 255 - 0.5
-    return functional.pad(pixels, (0, 0, border, border, border, border))
-
-
-def padded_image(image: Tensor, dtype: torch.dtype, border: int) -> Tensor:
-    """x / 255 - 0.5 of images with a border of zeros, each operation rounded to `dtype`. Without gradients.
-
-    Args:
-        image: (..., H, W, 3) uint8.
-        dtype: of the result.
-        border: its width in pixels.
-
-    Returns:
-        (N, H + 2 border, W + 2 border, 3).
-    """
-    if not runs_triton(image):
-        return padded_image_reference(image, dtype, border)
-    height, width, _ = image.shape[-3:]
-    images = image.shape[:-3].numel()
-    out = torch.empty((images, height + 2 * border, width + 2 * border, 3), dtype=dtype, device=image.device)
-    image, per, outer, inner = strides(image)
-    count = out[:1].numel()
-    if count:
-        grid = (images, -(-count // BLOCK))
-        _padded[grid](image, out, count, height, width, per, outer, inner, BORDER=border, BLOCK=BLOCK, num_warps=4)
-    return out
-
-
 if HAS_TRITON:
     import triton
     import triton.language as tl
@@ -110,15 +79,3 @@ if HAS_TRITON:
         value = _centred(image + start[:, None] + offset[None, :], inside, out.dtype.element_ty)
         at = row.to(tl.int64)[:, None] * COLUMNS + column[None, :]
         tl.store(out + at, value, mask=(row < rows)[:, None])
-
-    @triton.jit
-    def _padded(image, out, count, height, width, per, outer, inner, BORDER: tl.constexpr, BLOCK: tl.constexpr):
-        """Program (n, block): a part of image n."""
-        n = tl.program_id(0).to(tl.int64)
-        index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        pitch = 3 * (width + 2 * BORDER)
-        line, place = index // pitch - BORDER, index % pitch - 3 * BORDER
-        inside = (line >= 0) & (line < height) & (place >= 0) & (place < 3 * width)
-        start = n // per * outer + n % per * inner
-        value = _centred(image + start + line * (3 * width) + place, inside, out.dtype.element_ty)
-        tl.store(out + n * count + index, value, mask=index < count)

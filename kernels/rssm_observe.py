@@ -140,7 +140,7 @@ if HAS_TRITON:
 
     from genreward_fast.kernels.rssm_tiles import load_rows, more_squares, normed, places, product, wait
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset"])
     def _linear(
         x, x_stride, w, w_stride, bias, reset, reset_stride, out, out_stride, rows,
         K: tl.constexpr, CHUNK: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -165,7 +165,7 @@ if HAS_TRITON:
         to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
         tl.store(to, y.to(out.dtype.element_ty), mask=inside[:, None])
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset"])
     def _hidden(
         embedded, embedded_stride, deter_scale, stoch_scale, deter, deter_stride, reset, reset_stride, w, w_stride,
         action, action_stride, out, out_stride, squares, squares_stride, rows, eps,
@@ -218,7 +218,7 @@ if HAS_TRITON:
         total = tl.sum(y.to(tl.float32) * y.to(tl.float32), 1)
         tl.store(squares + row.to(tl.int64) * squares_stride + tile, total, mask=inside)
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset"])
     def _gates(
         hidden, hidden_stride, squares, squares_stride, scale, w, bias, deter, deter_stride, reset, reset_stride,
         out, out_stride, state, state_stride, rows, eps,
@@ -280,7 +280,7 @@ if HAS_TRITON:
         new = old + u * (2.0 * tl.sigmoid(2.0 * inner) - 1.0 - old)
         tl.store(state + wide * state_stride + column[None, :], new.to(kind), mask=inside[:, None])
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset"])
     def _project(
         deter, deter_stride, post, post_stride, evidence, evidence_stride, after, after_stride, w, w_stride, bias,
         reset, reset_stride, embedded, embedded_stride, rows,

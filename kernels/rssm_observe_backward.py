@@ -154,7 +154,7 @@ def deter(
     _deter[(piece // COLUMNS, -(-len(old) // ROWS), weights.blocks)](
         *with_strides(*tensors), weights.gates_bias, len(old),
         H=size, PIECE=piece, TILES=tiles, TILES_PADDED=padded(tiles), LAST=reset_next is None, CHUNK=k,
-        GROUPS=groups(k), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(old), num_warps=groups(k),
+        GROUPS=groups(k, 4, 256), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(old), num_warps=groups(k, 4, 256),
         **launch_options(old.device),
     )  # fmt: skip
 
@@ -167,7 +167,7 @@ def gates(weights: StepWeights, grads: StepGradients, t: int) -> None:
     by_unit, _, along = norm.at(t)
     _gates[(piece // COLUMNS, -(-len(given) // ROWS), weights.blocks)](
         *with_strides(given, out, norm.unit[:, t, 0], by_unit, along), norm.scale, weights.gates, len(given),
-        PIECE=piece, CHUNK=k, GROUPS=groups(k), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(given), num_warps=groups(k),
+        PIECE=piece, CHUNK=k, GROUPS=groups(k, 4, 256), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(given), num_warps=groups(k, 4, 256),
         **launch_options(given.device),
     )  # fmt: skip
 
@@ -180,7 +180,7 @@ def hidden(weights: StepWeights, reset: Tensor, grads: StepGradients, t: int) ->
     k = chunk(length, COLUMNS, grads.state.dtype)
     own = chunk(piece, COLUMNS, grads.state.dtype)
     # A group's part of a chunk must not reach from one block into the next.
-    count = max(groups(k), k // own)
+    count = max(groups(k, 8), k // own)
     tensors = [
         *grads.hidden.at(t), grads.own_product[:, t], grads.shared_product[:, t], grads.state[:, t],
         grads.shared[:, t], norm.unit[:, t].flatten(1), norm.by_unit[:, t].flatten(1), norm.along[:, t].flatten(1),
@@ -189,7 +189,7 @@ def hidden(weights: StepWeights, reset: Tensor, grads: StepGradients, t: int) ->
     _hidden[(tiles + 2 * size // COLUMNS, -(-len(reset) // ROWS))](
         *with_strides(*tensors), norm.scale, len(reset),
         D=length, PIECE=piece, TILES=tiles, TILES_PADDED=padded(tiles), CHUNK=k, GROUPS=count, OWN=own,
-        OWN_GROUPS=groups(own), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(grads.state), num_warps=groups(k),
+        OWN_GROUPS=groups(own), ROWS=ROWS, COLUMNS=COLUMNS, EXACT=exact(grads.state), num_warps=groups(k, 8),
         **launch_options(reset.device),
     )  # fmt: skip
 
@@ -298,7 +298,7 @@ if HAS_TRITON:
         place = along + row.to(tl.int64) * along_stride + tl.program_id(0)
         tl.store(place, tl.sum(result * value, 1), mask=inside)
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset", "reset_next", "rate", "next_rate"])
     def _deter(
         seen, seen_stride, rate, rate_stride, along, along_stride, unit_product, unit_product_stride, w, w_stride,
         next_seen, next_seen_stride, next_rate, next_rate_stride, next_along, next_along_stride, next_product,
@@ -397,7 +397,7 @@ if HAS_TRITON:
         place = along + row.to(tl.int64) * along_stride + block * (PIECE // COLUMNS) + tl.program_id(0)
         tl.store(place, tl.sum(result * value, 1), mask=inside)
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset", "rate"])
     def _hidden(
         grad, grad_stride, rate, rate_stride, along, along_stride, own_product, own_product_stride, shared_product,
         shared_product_stride, by_old, by_old_stride, by_shared, by_shared_stride, unit, unit_stride, by_unit,
@@ -459,7 +459,7 @@ if HAS_TRITON:
             own = factor[:, None] * (tl.sum(own_acc, 0) - own_mean[:, None] * own_other)
             store_tile(by_old, by_old_stride, row, own_column, inside, tl.where(fresh[:, None], 0.0, given + own))
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["reset", "rate"])
     def _embedded(
         grad, grad_stride, rate, rate_stride, along, along_stride, unit_product, unit_product_stride, w, w_stride,
         by_stoch, by_stoch_stride, by_logits, by_logits_stride, logits, logits_stride, out, out_stride, reset,

@@ -35,9 +35,10 @@ def chunk(length: int, columns: int, dtype: torch.dtype) -> int:
     return min(length & -length, 1 << (most.bit_length() - 1))
 
 
-def groups(chunk_size: int, most: int = 4) -> int:
-    """Into how many parts a program splits a chunk, one for each of its warps."""
-    return max(1, min(most, chunk_size // 16))
+def groups(chunk_size: int, most: int = 4, least: int = 16) -> int:
+    """Into how many parts a program splits a chunk, one for each of its warps: at most `most`, each at least `least`
+    long. Which is best is measured: more warps wait less for memory, and more for each other."""
+    return max(1, min(most, chunk_size // least))
 
 
 def exact(x: Tensor) -> bool:

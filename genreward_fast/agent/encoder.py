@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from genreward_fast.agent.config import NetworkSize
 from genreward_fast.agent.convs import ChannelNorm, Conv, max_pool
-from genreward_fast.agent.nets import NORM_EPS
 from genreward_fast.kernels.image_blocks import image_blocks
-from genreward_fast.kernels.image_conv_pool import SIZES, image_conv_pool
 from genreward_fast.kernels.triton_support import runs_triton
 
 MULTIPLIERS = (2, 3, 4, 4)
@@ -47,18 +45,10 @@ class Encoder(nn.Module):
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             assert isinstance(conv, Conv)
             assert isinstance(norm, ChannelNorm)
-            if x is None and self._fuses_first(image):
-                x = image_conv_pool(image, conv.weight, conv.bias, norm.scale, NORM_EPS, self.dtype)
-                continue
             x = image_blocks(image, self.dtype, IMAGE_COLUMNS) if x is None else x
             x = norm.silu_of_blocks(conv.blocks(x), conv, "pool" if i == last else "pool_blocks")
         assert x is not None
         return x
-
-    def _fuses_first(self, image: Tensor) -> bool:
-        """Whether one kernel does the first level. On CUDA it needs tensor cores; Triton's interpreter, on the other
-        hand, multiplies no matrices of bfloat16."""
-        return self.first in SIZES and image.is_cuda == (self.dtype != torch.float32)
 
     def _plainly(self, image: Tensor) -> Tensor:
         """The same in plain PyTorch; it works best on a CPU."""

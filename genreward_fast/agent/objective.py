@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genreward_fast.agent.beside import beside, join
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
 from genreward_fast.agent.heads import outputs
@@ -75,7 +76,8 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
     observed = model.rssm.observe(start, tokens, batch.action[:, k - 1 : -1], batch.is_first[:, k:], sampler)
     prior = model.rssm.prior(observed.state.deter)
     losses["dyn"], losses["rep"], *entropies = latent_kl(observed.logit, prior, config.unimix, config.free_nats)
-    losses["image"] = model.decoder.loss(observed.state.deter, observed.state.stoch, image)
+    with beside(image.device):
+        losses["image"] = model.decoder.loss(observed.state.deter, observed.state.stoch, image)
     features = observed.state.features()
     reward_logits, con_logit, value_logits = outputs([model.reward, model.continuation, model.critic], features)
     losses["reward"] = model.reward.distribution(reward_logits).loss(reward)
@@ -126,6 +128,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
 
+    join(image.device)
     # All means, magnitudes and deviations at once.
     measured = {
         "latent/prior_entropy": entropies[0],

@@ -72,9 +72,9 @@ def test_in_the_interpreter(run_interpreted):
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_compiles_for_every_chip(capability, dtype, compile_for):
     pointers = dict.fromkeys(("gates", "bias", "state"), f"*{dtype}")
+    strides = dict.fromkeys(("state_stride", "out_stride", "width"), "i32")
+    signature = pointers | {"out": f"*{dtype}"} | strides
+    compile_for(module._forward, capability, signature, {"COLUMNS": 256}, num_warps=2)
     numbers = dict.fromkeys(("count", "size", "width"), "i32")
-    constants = {"BLOCK": module.BLOCK}
-    strides = dict.fromkeys(("state_stride", "out_stride"), "i32")
-    compile_for(module._forward, capability, pointers | {"out": f"*{dtype}"} | numbers | strides, constants, num_warps=4)
     pointers |= dict.fromkeys(("grad", "more", "by_gates", "by_state"), f"*{dtype}")
-    compile_for(module._backward, capability, pointers | numbers, constants, num_warps=4)
+    compile_for(module._backward, capability, pointers | numbers, {"BLOCK": module.BLOCK}, num_warps=4)

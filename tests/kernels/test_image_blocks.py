@@ -7,8 +7,6 @@ from genreward_fast.kernels import image_blocks as module
 from genreward_fast.kernels.image_blocks import (
     image_blocks,
     image_blocks_reference,
-    padded_image,
-    padded_image_reference,
 )
 
 # Leading axes, H, W.
@@ -46,24 +44,10 @@ def test_on_triton_agrees_with_reference(shape, dtype, columns, triton_device, p
     assert relative_rms(found.cpu(), expected.cpu()) < LIMITS[dtype]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", list(LIMITS))
-def test_on_triton_padded_image_agrees_with_reference(
-    shape, dtype, triton_device, poisoned, fresh_generator, relative_rms
-):
-    image = images(shape, fresh_generator, triton_device)
-    found, expected = padded_image(image, dtype, 2), padded_image_reference(image, dtype, 2)
-    assert found.dtype == dtype
-    assert found.shape == expected.shape
-    assert relative_rms(found.cpu(), expected.cpu()) < LIMITS[dtype]
-    assert torch.equal((found == 0).all(-1)[:, :2].cpu(), torch.ones_like(found[:, :2, :, 0], dtype=torch.bool).cpu())
-
-
 def test_on_triton_takes_a_part_of_a_batch(triton_device, fresh_generator):
     image = images(((3, 5), 4, 6), fresh_generator, triton_device)
     for part in (image[:, 1:], image[1:, 2:4], image.transpose(0, 1), image[:, 1], image.transpose(2, 3)[..., :4, :]):
         assert torch.equal(image_blocks(part, torch.float32, 16), image_blocks(part.clone(), torch.float32, 16))
-        assert torch.equal(padded_image(part, torch.float32, 1), padded_image(part.clone(), torch.float32, 1))
 
 
 def test_on_triton_without_images(triton_device):
@@ -77,7 +61,6 @@ def test_on_gpu_rounds_as_the_reference():
     image = torch.arange(256, dtype=torch.uint8, device="cuda").repeat(3).view(1, 16, 16, 3)
     for dtype in (torch.bfloat16, torch.float16):
         assert torch.equal(image_blocks(image, dtype, 32), image_blocks_reference(image, dtype, 32))
-        assert torch.equal(padded_image(image, dtype, 2), padded_image_reference(image, dtype, 2))
 
 
 def test_in_the_interpreter(run_interpreted):
@@ -90,5 +73,3 @@ def test_compiles_for_every_chip(capability, dtype, columns, compile_for):
     names = ("rows", "height", "width", "per", "outer", "inner")
     signature = {"image": "*u8", "out": f"*{dtype}"} | dict.fromkeys(names, "i32")
     compile_for(module._forward, capability, signature, {"ROWS": module.ROWS, "COLUMNS": columns}, num_warps=4)
-    signature["count"] = signature.pop("rows")
-    compile_for(module._padded, capability, signature, {"BORDER": 2, "BLOCK": module.BLOCK}, num_warps=4)
