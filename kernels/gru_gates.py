@@ -64,7 +64,15 @@ def gru_gates(gates: Tensor, bias: Tensor, state: Tensor, blocks: int, out: Tens
     width = state.shape[1] // blocks
     columns = min(BLOCK, 1 << (width - 1).bit_length())
     _forward[(len(state), blocks, -(-width // columns))](
-        gates, bias, state, state.stride(0), out, out.stride(0), width, COLUMNS=columns, num_warps=max(1, columns // 128)
+        gates,
+        bias,
+        state,
+        state.stride(0),
+        out,
+        out.stride(0),
+        width,
+        COLUMNS=columns,
+        num_warps=max(1, columns // 128),
     )
     return out
 

@@ -23,9 +23,7 @@ def latent_sample_backward_reference(by_draw: Tensor, by_logits: Tensor, logits:
     return (through + by_logits.float()).to(logits.dtype)
 
 
-def latent_sample(
-    logits: Tensor, uniform: Tensor, unimix: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def latent_sample(logits: Tensor, uniform: Tensor, unimix: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draws by inversion from (1 - unimix) · softmax(logits) + unimix / classes.
 
     Args:

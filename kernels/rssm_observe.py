@@ -107,9 +107,7 @@ def project(
     )  # fmt: skip
 
 
-def sample(
-    weights: StepWeights, unimix: float, uniform: Tensor | None, values: StepValues, t: int
-) -> None:
+def sample(weights: StepWeights, unimix: float, uniform: Tensor | None, values: StepValues, t: int) -> None:
     """The posterior's logits from `evidence`, and a draw.
 
     Args:

@@ -21,6 +21,7 @@ TILE_BYTES = 32 * 1024
 """Most bytes of one operand of one product, so that both operands fit the shared memory of every chip."""
 NORM_EPS = 1e-4
 
+
 @functools.cache
 def launch_options(device: torch.device) -> dict[str, bool]:
     """`PDL`, and what Triton's launcher must be told of it."""
