@@ -91,34 +91,30 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         steps = config.imagination
         dreamed = features.new_empty(steps + 1, len(states.deter), features.shape[-1])
         imagined = dream(model, states, dreamed, sampler)
-    # Nothing of the world model waits for the gradients of these two heads.
-    with beside("policy", dreamed):
-        dreamed_logits, policy_raw = outputs([model.critic, model.actor], dreamed)
-        value = model.critic.distribution(dreamed_logits)
-    with torch.no_grad():
         fixed = outputs([model.reward, model.continuation, model.slow_critic], dreamed)
         dreamed_reward = model.reward.distribution(fixed[0]).pred()
         slow_value = model.slow_critic.distribution(fixed[2]).pred()
-        join("policy", image.device)
+    dreamed_logits, policy_raw = outputs([model.critic, model.actor], dreamed)
+    value = model.critic.distribution(dreamed_logits)
+    with torch.no_grad():
         target_value = slow_value if config.slow_target else value.pred()
         discount = 1.0 if config.continue_discount else config.discount
         dreamed_con, returns, weight = imagined_return(
             dreamed_reward, fixed[1].squeeze(-1), target_value, discount, config.lam
         )
         low, high, scale = model.return_range.update(returns).unbind()
-    with beside("policy", imagined.action, returns, target_value, slow_value, weight, scale):
-        losses["policy"], entropy, stddev, advantage = policy_loss(
-            policy_raw,
-            imagined.action.transpose(0, 1),
-            returns,
-            target_value,
-            weight,
-            scale,
-            config.min_std,
-            config.max_std,
-            config.entropy,
-        )
-        losses["value"] = critic_loss(value, returns, slow_value[:-1], config.slow_regularizer, weight[:-1])
+    losses["policy"], entropy, stddev, advantage = policy_loss(
+        policy_raw,
+        imagined.action.transpose(0, 1),
+        returns,
+        target_value,
+        weight,
+        scale,
+        config.min_std,
+        config.max_std,
+        config.entropy,
+    )
+    losses["value"] = critic_loss(value, returns, slow_value[:-1], config.slow_regularizer, weight[:-1])
 
     # Replay. The imagined returns of the same rows are what the replayed returns bootstrap from; the gradient of this
     # loss reaches the world model.
@@ -132,8 +128,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
 
-    for name in ("decoder", "policy"):
-        join(name, image.device)
+    join("decoder", image.device)
     # All means, magnitudes and deviations at once.
     measured = {
         "latent/prior_entropy": entropies[0],
