@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from genreward_fast.kernels.column_sums import column_sums
 from genreward_fast.kernels.image_blocks import padded_image
 from genreward_fast.kernels.phase_norm_silu import unshuffle
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
@@ -106,8 +107,7 @@ class _ImageConvPool(torch.autograd.Function):
         blocks = -(-rows // GRADIENT_ROWS)
         per_program = -(-blocks // MAX_PARTIALS)
         programs = -(-blocks // per_program)
-        partial = torch.empty((programs, 4, PATCH, size), dtype=torch.float32, device=x.device)
-        sums = torch.empty((programs, 2, size), dtype=torch.float32, device=x.device)
+        partial = torch.empty((programs, 4 * PATCH + 2, size), dtype=torch.float32, device=x.device)
         _backward[(programs,)](
             grad.contiguous(),
             x,
@@ -115,7 +115,6 @@ class _ImageConvPool(torch.autograd.Function):
             highest,
             ties,
             partial,
-            sums,
             *ctx.options,
             per_program,
             SIZE=size,
@@ -123,15 +122,13 @@ class _ImageConvPool(torch.autograd.Function):
             ROWS=GRADIENT_ROWS,
             num_warps=8,
         )
+        total = column_sums(partial)
         # Tap (k, l) of phase (p, q) reads pixel (p + k, q + l) of the patch: a view along these diagonals, summed over
-        # phases and programs.
+        # phases.
         phase, line = PATCH * size, 18 * size
-        taps = partial.as_strided(
-            (programs, 2, 2, 5, 5, 3, size),
-            (4 * phase, 2 * phase + line, phase + 3 * size, line, 3 * size, size, 1),
-        )
-        by_weight = taps.sum((0, 1, 2)).permute(3, 2, 0, 1).contiguous()
-        by_bias, by_scale = sums.sum(0).unbind()
+        taps = total.as_strided((2, 2, 5, 5, 3, size), (2 * phase + line, phase + 3 * size, line, 3 * size, size, 1))
+        by_weight = taps.sum((0, 1)).permute(3, 2, 0, 1).contiguous()
+        by_bias, by_scale = total[4 * PATCH :].unbind()
         return None, by_weight, by_bias, by_scale, None, None
 
 
@@ -225,7 +222,6 @@ if HAS_TRITON:
         highest,
         ties,
         partial,
-        sums,
         rows,
         height,
         width,
@@ -235,8 +231,8 @@ if HAS_TRITON:
         PATCH: tl.constexpr,
         ROWS: tl.constexpr,
     ):
-        """Program p: `per_program` blocks of ROWS rows; its shares of the gradients go to sums[p] and, transposed and
-        for each phase by itself, to partial[p]."""
+        """Program p: `per_program` blocks of ROWS rows; its shares of the gradients go to partial[p]: for each phase by
+        itself that of its taps, transposed, then those of bias and scale."""
         column = tl.arange(0, SIZE)
         kind = image.dtype.element_ty
         factor = tl.load(scale + column)
@@ -268,12 +264,12 @@ if HAS_TRITON:
             second = tl.dot(patch, (share * two).to(kind), second, input_precision="ieee")
             third = tl.dot(patch, (share * three).to(kind), third, input_precision="ieee")
             fourth = tl.dot(patch, (share * four).to(kind), fourth, input_precision="ieee")
-        start = tl.program_id(0) * 4 * PATCH
+        start = tl.program_id(0) * (4 * PATCH + 2)
         at = (start + tl.arange(0, PATCH))[:, None] * SIZE + column[None, :]
         tl.store(partial + at, first)
         tl.store(partial + at + PATCH * SIZE, second)
         tl.store(partial + at + 2 * PATCH * SIZE, third)
         tl.store(partial + at + 3 * PATCH * SIZE, fourth)
-        at = tl.program_id(0) * 2 * SIZE + column
-        tl.store(sums + at, tl.sum(of_bias, 0))
-        tl.store(sums + at + SIZE, tl.sum(of_scale, 0))
+        at = (start + 4 * PATCH) * SIZE + column
+        tl.store(partial + at, tl.sum(of_bias, 0))
+        tl.store(partial + at + SIZE, tl.sum(of_scale, 0))
