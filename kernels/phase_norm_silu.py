@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from genreward_fast.kernels.column_sums import column_sums
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 
 Mode = Literal["keep", "shuffle", "pool", "pool_blocks"]
@@ -89,7 +90,7 @@ def phase_norm_silu_backward(
     programs = -(-blocks // per_program)
     partial = torch.empty((programs, 2, len(scale)), dtype=torch.float32, device=x.device)
     _backward[(programs,)](grad, x, bias, scale, by_x, partial, *shape, eps, per_program, **options)
-    return by_x, partial.sum(0)
+    return by_x, column_sums(partial)
 
 
 def _launch(x: Tensor, scale: Tensor, mode: Mode, columns: int) -> tuple[tuple[int, ...], dict[str, Any], int]:

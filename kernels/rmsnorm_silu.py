@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from genreward_fast.kernels.column_sums import PARTIALS, column_sums
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 
-MAX_PARTIALS = 512
-"""Most partial sums of the scale's gradient; they are added up in a fixed order."""
+MAX_PARTIALS = PARTIALS
+"""Most partial sums over rows; they are added up in a fixed order."""
 
 
 def rmsnorm_silu_reference(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -31,8 +32,9 @@ def rmsnorm_silu_backward_reference(grad: Tensor, x: Tensor, scale: Tensor, eps:
     gate = normed.sigmoid()
     by_normed = grad * gate * (1 + normed * (1 - gate))
     by_unit = by_normed * scale
-    by_x = rate * (by_unit - unit * (by_unit * unit).mean(-1, keepdim=True))
-    return by_x.flatten(-2).to(x.dtype), (by_normed * unit).view(-1, *scale.shape).sum(0)
+    by_x = (rate * (by_unit - unit * (by_unit * unit).mean(-1, keepdim=True))).to(x.dtype)
+    sums = [value.view(-1, *scale.shape).sum(0, dtype=torch.float32) for value in (by_normed * unit, by_x)]
+    return by_x.flatten(-2), torch.stack(sums)
 
 
 def rmsnorm_silu(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -65,22 +67,27 @@ def rmsnorm_silu_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of `rmsnorm_silu` by x (into `out`, if given) and, with `sums`, by scale.
 
+    If x comes out of a linear layer, the sum over rows of the gradient by x is that by the layer's bias.
+
     Args:
         grad, x: (..., G · C) contiguous.
         scale: as in `rmsnorm_silu`.
 
     Returns:
-        By x, of its shape and dtype; by scale, float32, or None.
+        By x, of its shape and dtype; (2, *scale.shape) float32, by scale and the sum over rows of what was returned
+        by x, or None.
     """
     if not runs_triton(grad, x, scale):
-        by_x, by_scale = rmsnorm_silu_backward_reference(grad, x, scale, eps)
-        return (by_x if out is None else out.copy_(by_x)), by_scale if sums else None
+        by_x, totals = rmsnorm_silu_backward_reference(grad, x, scale, eps)
+        return (by_x if out is None else out.copy_(by_x)), totals if sums else None
     out = torch.empty_like(x) if out is None else out
     rows, groups, size, block, width = _layout(x, scale)
+    if rows * groups > MAX_PARTIALS * block and width <= 2048:  # as much memory on its way with half the programs
+        block = min(64, 2 * block)
     blocks = -(-rows // block)
     per_program = -(-blocks // MAX_PARTIALS)
     programs = -(-blocks // per_program)
-    partial = torch.empty((programs if sums else 0, *scale.shape), dtype=torch.float32, device=x.device)
+    partial = torch.empty((programs if sums else 0, 2, *scale.shape), dtype=torch.float32, device=x.device)
     _backward[(programs, groups)](
         grad,
         x,
@@ -94,9 +101,9 @@ def rmsnorm_silu_backward(
         ROWS=block,
         SIZE=width,
         SUMS=sums,
-        num_warps=4,
+        num_warps=_warps(block, width),
     )
-    return out, partial.sum(0) if sums else None
+    return out, column_sums(partial) if sums else None
 
 
 def _layout(x: Tensor, scale: Tensor) -> tuple[int, int, int, int, int]:
@@ -105,6 +112,11 @@ def _layout(x: Tensor, scale: Tensor) -> tuple[int, int, int, int, int]:
     groups = scale.numel() // size
     width = 1 << (size - 1).bit_length()
     return x.numel() // (size * groups), groups, size, max(1, min(64, 2048 // width)), width
+
+
+def _warps(block: int, width: int) -> int:
+    """Warps of a program of the gradients, so that a thread holds few values of each kind."""
+    return max(4, min(16, block * width // 512))
 
 
 class _RMSNormSiLU(torch.autograd.Function):
@@ -121,8 +133,9 @@ class _RMSNormSiLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, scale = ctx.saved_tensors
-        by_x, by_scale = rmsnorm_silu_backward(grad.contiguous(), x, scale, ctx.eps)
-        return by_x, by_scale, None
+        by_x, sums = rmsnorm_silu_backward(grad.contiguous(), x, scale, ctx.eps)
+        assert sums is not None
+        return by_x, sums[0], None
 
 
 if HAS_TRITON:
@@ -158,12 +171,12 @@ if HAS_TRITON:
         SIZE: tl.constexpr,
         SUMS: tl.constexpr,
     ):
-        """Program (p, group): `per_program` blocks of ROWS rows of one group; its share of the scale's gradient goes to
-        partial[p, group]."""
+        """Program (p, group): `per_program` blocks of ROWS rows of one group; its shares of the scale's gradient and of
+        the sum of by_x, as it is rounded, go to partial[p, :, group]."""
         group, groups = tl.program_id(1), tl.num_programs(1)
         column = tl.arange(0, SIZE)
         factor = tl.load(scale + group * size + column, mask=column < size, other=0.0)
-        total = tl.zeros([SIZE], tl.float32)
+        of_scale, of_x = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
         for block in range(per_program):
             row = (tl.program_id(0).to(tl.int64) * per_program + block) * ROWS + tl.arange(0, ROWS)
             inside = (row < rows)[:, None] & (column < size)[None, :]
@@ -177,10 +190,12 @@ if HAS_TRITON:
             by_normed = by_y * gate * (1.0 + normed * (1.0 - gate))
             by_unit = by_normed * factor[None, :]
             along = tl.sum(by_unit * unit, 1) / size
-            result = rate[:, None] * (by_unit - unit * along[:, None])
-            tl.store(by_x + at, result.to(by_x.dtype.element_ty), mask=inside)
+            result = (rate[:, None] * (by_unit - unit * along[:, None])).to(by_x.dtype.element_ty)
+            tl.store(by_x + at, result, mask=inside)
             if SUMS:
-                total += tl.sum(by_normed * unit, 0)
+                of_scale += tl.sum(by_normed * unit, 0)
+                of_x += tl.sum(result.to(tl.float32), 0)
         if SUMS:
-            at = (tl.program_id(0) * groups + group) * size + column
-            tl.store(partial + at, total, mask=column < size)
+            at = (tl.program_id(0) * 2 * groups + group) * size + column
+            tl.store(partial + at, of_scale, mask=column < size)
+            tl.store(partial + at + groups * size, of_x, mask=column < size)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from genreward_fast.kernels.column_sums import column_sums
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 
 TILE = 1024
@@ -89,9 +90,9 @@ class _SpaceNormSiLU(torch.autograd.Function):
         _backward[(programs, shape[1])](
             grad.contiguous(), *inputs, by_pieces, by_flat, partial, *shape, ctx.eps, per_program, **options
         )
-        by_bias, by_scale = partial.sum(0).unbind()
+        by_bias, by_scale = column_sums(partial).unbind()
         by_pieces_bias = by_bias.view(shape[1], len(pieces), -1).transpose(0, 1).flatten()
-        return by_pieces, by_pieces_bias, by_flat, by_bias.flatten(), by_scale.sum(0), None
+        return by_pieces, by_pieces_bias, by_flat, by_bias.flatten(), column_sums(by_scale), None
 
 
 if HAS_TRITON:

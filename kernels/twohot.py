@@ -14,7 +14,7 @@ from genreward_fast.kernels.triton_support import HAS_TRITON, rows_of, runs_trit
 
 def twohot_mean_reference(logits: Tensor, bins: Tensor) -> Tensor:
     """What `twohot_mean` computes, in plain float32 PyTorch."""
-    probs = logits.detach().float().softmax(-1)
+    probs = logits.detach()[..., : len(bins)].float().softmax(-1)
     half = bins.shape[0] // 2
     return ((probs[..., half + 1 :] - probs[..., :half].flip(-1)) * bins[half + 1 :]).sum(-1)
 
@@ -30,7 +30,7 @@ def twohot_loss_reference(
     """What `twohot_loss` computes, in plain float32 PyTorch."""
     for axis, size in enumerate(target.shape):
         logits = logits.narrow(axis, 0, size)
-    log_probs = logits.float().log_softmax(-1)
+    log_probs = logits[..., : len(bins)].float().log_softmax(-1)
     loss = _cross_entropy(log_probs, bins, target.detach())
     if second is not None:
         more = _cross_entropy(log_probs, bins, second.detach())
@@ -56,7 +56,7 @@ def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """The mean of softmax(logits) over the bins. Mirrored pairs are summed first: equal probabilities give exactly 0.
 
     Args:
-        logits: (..., bins) of any floating dtype.
+        logits: (..., bins or more) of any floating dtype; those beyond the bins play no part.
         bins: (bins,) float32, ascending, odd in number, each the negative of its mirror.
 
     Returns:
@@ -66,8 +66,8 @@ def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
         return twohot_mean_reference(logits, bins)
     logits = logits.detach().contiguous()
     mean = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)
-    tile = _tile(bins)
-    _mean[(-(-mean.numel() // tile["ROWS"]),)](logits, bins, mean, mean.numel(), len(bins), **tile)
+    tile, width = _tile(logits), logits.shape[-1]
+    _mean[(-(-mean.numel() // tile["ROWS"]),)](logits, bins, mean, mean.numel(), width, len(bins), **tile)
     return mean
 
 
@@ -85,7 +85,7 @@ def twohot_loss(
     NaN gives NaN.
 
     Args:
-        logits: (..., bins) of any floating dtype.
+        logits: (..., bins or more) of any floating dtype; those beyond the bins play no part, and their gradient is 0.
         bins: (bins,) float32, ascending.
         target: (...) float32, a constant. One axis may be shorter than that of the logits; those beyond play no part,
             and their gradient is 0.
@@ -109,9 +109,9 @@ def _periods(logits: Tensor, target: Tensor) -> tuple[int, int]:
     return target.numel(), target.numel()
 
 
-def _tile(bins: Tensor) -> dict[str, int]:
+def _tile(logits: Tensor) -> dict[str, int]:
     """The rows and columns that one program takes."""
-    width = 1 << (len(bins) - 1).bit_length()
+    width = 1 << (logits.shape[-1] - 1).bit_length()
     return {"ROWS": max(1, 2048 // width), "SIZE": width, "num_warps": 4}
 
 
@@ -130,10 +130,10 @@ class _TwoHotLoss(torch.autograd.Function):
         # What is not given is never read: anything stands in for it.
         constants = [target, *(target if x is None else x.contiguous() for x in (second, weight))]
         ctx.second_scale = second_scale
-        ctx.tile = _tile(bins) | {"TWO": second is not None, "WEIGHTED": weight is not None}
+        ctx.tile = _tile(logits) | {"TWO": second is not None, "WEIGHTED": weight is not None}
         ctx.save_for_backward(logits, bins, *constants)
         loss = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
-        sizes = loss.numel(), *_periods(logits, target), len(bins)
+        sizes = loss.numel(), *_periods(logits, target), logits.shape[-1], len(bins)
         grid = (-(-loss.numel() // ctx.tile["ROWS"]),)
         _loss[grid](logits, bins, *constants, second_scale, loss, *sizes, **ctx.tile)
         return loss
@@ -144,8 +144,9 @@ class _TwoHotLoss(torch.autograd.Function):
         logits, bins, *constants = ctx.saved_tensors
         by_logits = torch.empty_like(logits)
         grad, step = rows_of(grad, logits)
-        rows = logits.numel() // len(bins)
-        sizes = rows, *_periods(logits, constants[0]), len(bins)
+        width = logits.shape[-1]
+        rows = logits.numel() // width
+        sizes = rows, *_periods(logits, constants[0]), width, len(bins)
         grid = (-(-rows // ctx.tile["ROWS"]),)
         _backward[grid](grad, step, logits, bins, *constants, ctx.second_scale, by_logits, *sizes, **ctx.tile)
         return by_logits, None, None, None, None, None
@@ -156,12 +157,12 @@ if HAS_TRITON:
     import triton.language as tl
 
     @triton.jit
-    def _mean(logits, bins, mean, rows, count, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    def _mean(logits, bins, mean, rows, width, count, ROWS: tl.constexpr, SIZE: tl.constexpr):
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         pair = tl.arange(0, SIZE // 2)
         half = count // 2
         inside = (row < rows)[:, None] & (pair < half)[None, :]
-        middle = row * count + half
+        middle = row * width + half
         centre = tl.load(logits + middle, mask=row < rows, other=0.0).to(tl.float32)
         at = middle[:, None] + 1 + pair[None, :]
         upper = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
@@ -217,6 +218,7 @@ if HAS_TRITON:
         rows,
         period,
         used,
+        width,
         count,
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
@@ -227,7 +229,7 @@ if HAS_TRITON:
         column = tl.arange(0, SIZE)
         valid = column < count
         inside = (row < rows)[:, None] & valid[None, :]
-        start = logits + (row // used * period + row % used) * count
+        start = logits + (row // used * period + row % used) * width
         value = tl.load(start[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
         value = tl.where(valid[None, :], value, -float("inf"))
         top = tl.max(value, 1)
@@ -256,6 +258,7 @@ if HAS_TRITON:
         rows,
         period,
         used,
+        width,
         count,
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
@@ -266,7 +269,7 @@ if HAS_TRITON:
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         column = tl.arange(0, SIZE)
         valid = column < count
-        at = row[:, None] * count + column[None, :]
+        at = row[:, None] * width + column[None, :]
         known = (row < rows) & (row % period < used)
         place = row // period * used + row % period
         inside = known[:, None] & valid[None, :]
@@ -284,5 +287,5 @@ if HAS_TRITON:
         if WEIGHTED:
             factor *= tl.load(weight + place, mask=known, other=0.0)
         result = tl.where(inside, result * factor[:, None], 0.0)
-        written = (row < rows)[:, None] & valid[None, :]
+        written = (row < rows)[:, None] & (column < width)[None, :]
         tl.store(by_logits + at, result.to(by_logits.dtype.element_ty), mask=written)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
 from genreward_fast.agent.parallel import Parallel
+from genreward_fast.agent.precision import exact_products
 from genreward_fast.agent.rows import Rows
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler, Sampler
@@ -55,7 +56,8 @@ class Agent(Saving):
 
     On CUDA, `update` and `act` run as CUDA graphs (`AgentConfig.capture`), unless a call brings a sampler that is not a
     `RandomSampler`. The first call of each shape runs plainly, the second records its graph; so the parameters, moments
-    and return range must stay the tensors that they are, as `load_state_dict` leaves them.
+    and return range must stay the tensors that they are, as `load_state_dict` leaves them. With dtype "float32" nothing
+    there goes through TF32, whatever the process allows elsewhere.
     """
 
     def __init__(
@@ -162,17 +164,23 @@ class Agent(Saving):
 
         What is carried on stands in the order of the arguments, so that a graph takes it back in one copy.
         """
-        observed = self.model.rssm.observe(
-            State(deter, stoch),
-            self.model.encoder(image).unsqueeze(1),
-            action.unsqueeze(1),
-            is_first.unsqueeze(1),
-            sampler,
-        )
-        state = State(observed.state.deter[:, 0], observed.state.stoch[:, 0])
-        policy = self.model.actor(state.features())
+        with self._products():
+            observed = self.model.rssm.observe(
+                State(deter, stoch),
+                self.model.encoder(image).unsqueeze(1),
+                action.unsqueeze(1),
+                is_first.unsqueeze(1),
+                sampler,
+            )
+            state = State(observed.state.deter[:, 0], observed.state.stoch[:, 0])
+            policy = self.model.actor(state.features())
         action = policy.mean if mode == "mean" else sampler.action(policy.mean, policy.stddev, 0)
         return state.deter, state.stoch, action.clamp(-1, 1), observed.index[:, 0].to(torch.uint8)
+
+    def _products(self) -> AbstractContextManager[None]:
+        """What to compute in, so that float32 is float32."""
+        exact = self.device.type == "cuda" and self.config.compute_dtype == torch.float32
+        return exact_products() if exact else nullcontext()
 
     def _actor_of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *inputs: self._act(mode, self.sampler, *inputs)
@@ -254,7 +262,7 @@ class Agent(Saving):
     def _update(self, *inputs: Tensor, sampler: Sampler | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """All of an update that happens on the device: the metrics in one tensor, and the latents."""
         batch = Batch(**dict(zip(_BATCH_FIELDS, inputs)), index=_NO_INDEX)
-        with self.model.recording():
+        with self._products(), self.model.recording():
             result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
             gradients = self.model.gradients(result.loss)
         # With the step moves the slow critic: that of the next update knows of this one's parameters.

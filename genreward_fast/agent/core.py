@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.nets import NORM_EPS
+from genreward_fast.kernels.column_sums import column_sums
 from genreward_fast.kernels.gru_gates import gru_gates, gru_gates_backward
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_backward, rmsnorm_silu_forward
 
@@ -110,20 +111,20 @@ def weight_gradients(
         values, grads: of the same rows.
     """
     size, blocks = weights.deter_in.shape[0], weights.hidden.shape[0]
-    _, by_in_scale = rmsnorm_silu_backward(grads.shared, values.embedded, weights.in_scale, NORM_EPS)
-    _, by_hidden_scale = rmsnorm_silu_backward(grads.active, values.hidden, weights.hidden_scale, NORM_EPS)
-    assert by_in_scale is not None
-    assert by_hidden_scale is not None
+    _, in_sums = rmsnorm_silu_backward(grads.shared, values.embedded, weights.in_scale, NORM_EPS)
+    _, hidden_sums = rmsnorm_silu_backward(grads.active, values.hidden, weights.hidden_scale, NORM_EPS)
+    assert in_sums is not None
+    assert hidden_sums is not None
     return [
         grads.embedded[:, :size].t() @ deter,
         grads.embedded[:, size:].t() @ stoch,
-        grads.embedded.sum(0),
-        by_in_scale,
+        in_sums[1].flatten(),
+        in_sums[0],
         torch.bmm(by_block(deter, blocks).transpose(1, 2), by_block(grads.hidden, blocks)),
         values.shared.t() @ grads.hidden,
-        by_hidden_scale,
+        hidden_sums[0],
         torch.bmm(by_block(values.active, blocks).transpose(1, 2), by_block(grads.gates, blocks)),
-        grads.gates.sum(0),
+        column_sums(grads.gates, grads.gates.dtype),
     ]
 
 

@@ -38,21 +38,26 @@ class TwoHot:
     """A distribution over fixed bins that stands for one number: its mean (Nature 2025, "Critic learning").
 
     Args:
-        logits: (..., bins), of any float dtype.
+        logits: (..., bins or more), of any float dtype; those beyond the bins play no part.
         bins: (bins,) float32, ascending, each the negative of its mirror.
     """
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.logits = logits
+        self._logits = logits
         self.bins = bins
+
+    @property
+    def logits(self) -> Tensor:
+        """(..., bins)."""
+        return self._logits[..., : len(self.bins)]
 
     def __getitem__(self, index: Any) -> TwoHot:
         """The distributions at `index` of the batch axes."""
-        return TwoHot(self.logits[index], self.bins)
+        return TwoHot(self._logits[index], self.bins)
 
     def pred(self) -> Tensor:
         """(...) float32 mean, without gradients. Equal probabilities give exactly 0."""
-        return twohot_mean(self.logits, self.bins)
+        return twohot_mean(self._logits, self.bins)
 
     def loss(
         self,
@@ -66,7 +71,7 @@ class TwoHot:
 
         The code is linear between the two neighbouring bins, and all weight is on the last bin beyond it.
         """
-        return twohot_loss(self.logits, self.bins, target, second, second_scale, weight)
+        return twohot_loss(self._logits, self.bins, target, second, second_scale, weight)
 
 
 class Normal:

@@ -14,6 +14,7 @@ from genreward_fast.agent.nets import NORM_EPS
 from genreward_fast.agent.sampling import Sampler
 from genreward_fast.kernels import rssm_observe as step
 from genreward_fast.kernels import rssm_observe_backward as back
+from genreward_fast.kernels.column_sums import column_sums
 from genreward_fast.kernels.latent_sample import latent_sample_backward
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_backward, rmsnorm_silu_forward
 from genreward_fast.kernels.rssm_observe_backward import StepGradients
@@ -160,9 +161,9 @@ def _gradients(
 
     in_scale = torch.stack([weights.deter_scale, weights.stoch_scale])
     deters, stochs = old(deter, values.deter), old(stoch, values.stoch)
-    by_embedded, by_in_scale = by_norm(grads.shared, values.embedded, in_scale)
-    by_hidden, by_hidden_scale = by_norm(grads.active, values.hidden, weights.hidden_scale)
-    by_evidence, by_posterior_scale = by_norm(grads.seen, values.evidence, weights.posterior_scale)
+    by_embedded, in_sums = by_norm(grads.shared, values.embedded, in_scale)
+    by_hidden, hidden_sums = by_norm(grads.active, values.hidden, weights.hidden_scale)
+    by_evidence, posterior_sums = by_norm(grads.seen, values.evidence, weights.posterior_scale)
     by_gates, by_logits = rows(grads.gates), rows(grads.logits)
     # All blocks read the same embedded deter, stoch and action.
     shared = by_embedded.new_empty(len(by_embedded), 3 * size)
@@ -174,24 +175,23 @@ def _gradients(
     pieces = by_block(by_hidden, blocks)
     torch.bmm(by_block(deters, blocks).transpose(1, 2), pieces, out=by_weight[:, :piece])
     torch.bmm(shared.t().expand(blocks, -1, -1), pieces, out=by_weight[:, piece:])
-    by_bias = by_embedded.sum(0)
     from_action = weights.hidden[:, -size:].transpose(1, 2).reshape(-1, size)
     return [
         (by_hidden @ from_action).view_as(action),
         by_evidence.view_as(values.evidence),
-        by_hidden.sum(0),
+        hidden_sums[1],
         by_embedded[:, :size].t() @ deters,
-        by_bias[:size],
-        by_in_scale[0],
+        in_sums[1, 0],
+        in_sums[0, 0],
         by_embedded[:, size:].t() @ stochs,
-        by_bias[size:],
-        by_in_scale[1],
+        in_sums[1, 1],
+        in_sums[0, 1],
         by_weight,
-        by_hidden_scale,
+        hidden_sums[0],
         torch.bmm(by_block(hidden, blocks).transpose(1, 2), by_block(by_gates, blocks)),
-        by_gates.sum(0),
+        column_sums(by_gates, by_gates.dtype),
         by_evidence.t() @ rows(values.deter),
-        by_posterior_scale,
+        posterior_sums[0],
         by_logits.t() @ seen,
-        by_logits.sum(0),
+        column_sums(by_logits, by_logits.dtype),
     ]

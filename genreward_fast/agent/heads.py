@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
+from genreward_fast.agent.dense import dense, linear
 from genreward_fast.agent.distributions import Binary, Normal, TwoHot, symexp_bins
 from genreward_fast.agent.nets import MLP, NORM_EPS, Dense, Linear
 from genreward_fast.kernels.policy_loss import bounded_normal
-from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
+
+Joined = tuple[Tensor, Tensor, Tensor]
+"""Weight, bias and rounded bias of several layers as one."""
 
 
 class Head(Protocol):
@@ -30,6 +32,7 @@ class ScalarHead(nn.Module):
     """Reward or value: a two-hot distribution. Its output layer starts at zero, so that it first predicts exactly 0."""
 
     bins: Tensor
+    zeros: Tensor  # rows that fill the output layer up to a multiple of 8
 
     def __init__(self, config: AgentConfig, layers: int) -> None:
         super().__init__()
@@ -37,16 +40,19 @@ class ScalarHead(nn.Module):
         self.mlp = MLP(config.feature_size, config.sizes.units, layers)
         self.logits = Linear(config.sizes.units, config.bins, outscale=0.0)
         self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
+        zeros = torch.zeros(-config.bins % 8, config.sizes.units, dtype=self.dtype)
+        self.register_buffer("zeros", zeros, persistent=False)
 
     def forward(self, features: Tensor) -> TwoHot:
         """(..., features) to a distribution over (...)."""
         return self.distribution(self.output(self.mlp(features.to(self.dtype))))
 
     def output(self, hidden: Tensor) -> Tensor:
-        return self.logits(hidden)
+        """(..., units) to what `distribution` takes."""
+        return linear(hidden, *self.logits.casts(hidden.dtype), self.zeros)
 
     def distribution(self, logits: Tensor) -> TwoHot:
-        """(..., bins) raw outputs to a distribution over (...)."""
+        """(..., bins or more) raw outputs to a distribution over (...)."""
         return TwoHot(logits, self.bins)
 
 
@@ -78,19 +84,18 @@ class Actor(nn.Module):
         self.mean = Linear(config.sizes.units, action_size, outscale=0.01)
         self.stddev = Linear(config.sizes.units, action_size, outscale=0.01)
 
-    def forward(self, features: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Normal:
+    def forward(self, features: Tensor, joined: Joined | None = None) -> Normal:
         """(..., features) to a distribution over (..., A). `joined` saves joining the output layers in every call."""
         hidden = self.mlp(features.to(self.dtype))
         return Normal(*bounded_normal(self.output(hidden, joined), self.min_std, self.max_std))
 
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of mean and deviation as one layer, to compute with."""
-        weight, bias = (_joined([self.mean, self.stddev], name, self.dtype) for name in ("weight", "bias"))
-        return weight, bias
+    def joined(self) -> Joined:
+        """Mean and deviation as one layer, as `linear` takes it."""
+        return _joined([self.mean, self.stddev], self.dtype)
 
-    def output(self, hidden: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def output(self, hidden: Tensor, joined: Joined | None = None) -> Tensor:
         """(..., units) to what `bounded_normal` reads, (..., 2 * A)."""
-        return F.linear(hidden, *(joined or self.joined()))
+        return linear(hidden, *(joined or self.joined()))
 
 
 def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
@@ -98,19 +103,20 @@ def outputs(heads: Sequence[Head], features: Tensor) -> list[Tensor]:
     compute in. The first layers, whose input is by far the widest, are one product, so that it is read once.
     """
     first = [cast(Dense, head.mlp[0]) for head in heads]
-    linears = [dense.linear for dense in first]
-    weight, bias = (_joined(linears, name, features.dtype) for name in ("weight", "bias"))
-    scale = torch.stack([dense.norm.scale for dense in first])
+    weights = _joined([layer.linear for layer in first], features.dtype)
+    scale = torch.stack([layer.norm.scale for layer in first])
     # In two dimensions a product reads its part of the joint hidden layer where it lies.
-    joint = rmsnorm_silu(F.linear(features.flatten(0, -2), weight, bias), scale, NORM_EPS)
+    joint = dense(features.flatten(0, -2), *weights, scale, NORM_EPS)
     results = []
     for head, hidden in zip(heads, joint.chunk(len(heads), -1)):
-        for dense in list(head.mlp)[1:]:
-            hidden = dense(hidden)
+        for layer in list(head.mlp)[1:]:
+            hidden = layer(hidden)
         results.append(head.output(hidden).unflatten(0, features.shape[:-1]))
     return results
 
 
-def _joined(layers: Sequence[Linear], name: str, dtype: torch.dtype) -> Tensor:
-    """The parameter `name` of all layers, one after the other, in `dtype`."""
-    return torch.cat([layer.cast(name, dtype) for layer in layers])
+def _joined(layers: Sequence[Linear], dtype: torch.dtype) -> Joined:
+    """The layers' parameters, one after the other; weights and rounded biases in `dtype`."""
+    weights, biases, copies = zip(*(layer.casts(dtype) for layer in layers))
+    rounded = torch.cat(copies)
+    return torch.cat(weights), torch.cat(biases) if torch.is_grad_enabled() else rounded, rounded

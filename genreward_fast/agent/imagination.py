@@ -49,7 +49,7 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     gates_bias = rssm.gates.cast("bias", dtype)
     action_in = rssm.action_in
     embed = action_in.linear.cast("weight", dtype), action_in.linear.cast("bias", dtype), action_in.norm.scale
-    head, output = actor.joined(), rssm.prior_logit
+    (head_weight, _, head_bias), output = actor.joined(), rssm.prior_logit
     to_logits = output.cast("weight", dtype).t()
     prior = [cast(Dense, dense) for dense in rssm.prior_mlp]
     shape = (count, steps, embed[0].shape[1])
@@ -74,7 +74,7 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
         policy_action(
             x,
             last.norm.scale,
-            head,
+            (head_weight, head_bias),
             None if noise is None else noise[t],
             actions[t],
             (actor.min_std, actor.max_std),

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genreward_fast.agent.dense import dense, linear
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
 from genreward_fast.kernels.triton_support import runs_triton
 
@@ -71,7 +72,15 @@ class Linear(Layer):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if runs_triton(x, self.bias):
+            return linear(x, *self.casts(x.dtype))
         return F.linear(x, self.cast("weight", x.dtype), self.cast("bias", x.dtype))
+
+    def casts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """What `linear` takes: the weight in `dtype`, the bias itself, and a copy in `dtype` without gradients."""
+        with torch.no_grad():
+            rounded = self.cast("bias", dtype)
+        return self.cast("weight", dtype), self.bias, rounded
 
 
 class BlockLinear(Layer):
@@ -131,6 +140,8 @@ class Dense(nn.Module):
         self.norm = RMSNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if runs_triton(x, self.linear.bias):
+            return dense(x, *self.linear.casts(x.dtype), self.norm.scale, NORM_EPS)
         return self.norm.silu(self.linear(x))
 
 

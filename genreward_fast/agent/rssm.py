@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.core import CoreValues, CoreWeights, core_forward
+from genreward_fast.agent.dense import linear
 from genreward_fast.agent.fused_scan import fused_scan
 from genreward_fast.agent.nets import MLP, BlockLinear, Dense, Linear, RMSNorm
 from genreward_fast.agent.sampling import Sampler
@@ -136,9 +136,9 @@ class RSSM(nn.Module):
             reset: (B, T) bool; where true, the state and the action before the row are zero.
             sampler: draws "posterior" latents.
         """
-        linear = self.posterior.linear
-        from_deter, from_tokens = linear.cast("weight", self.dtype).split([self.deter, tokens.shape[-1]], 1)
-        evidence = F.linear(tokens.to(self.dtype), from_tokens, linear.cast("bias", self.dtype))
+        weight, *biases = self.posterior.linear.casts(self.dtype)
+        from_deter, from_tokens = weight.split([self.deter, tokens.shape[-1]], 1)
+        evidence = linear(tokens.to(self.dtype), from_tokens, *biases)
         deter, stoch = state.deter.to(self.dtype), state.stoch.to(self.dtype)
         action = action.masked_fill(reset.unsqueeze(-1), 0)
         if self._fused and runs_triton(deter):

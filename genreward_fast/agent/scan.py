@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from genreward_fast.agent.core import CoreValues, CoreWeights, core_backward, core_forward, weight_gradients
 from genreward_fast.agent.nets import NORM_EPS
 from genreward_fast.agent.sampling import Sampler
+from genreward_fast.kernels.column_sums import column_sums
 from genreward_fast.kernels.latent_sample import latent_sample_backward
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_backward, rmsnorm_silu_forward
 
@@ -142,7 +143,8 @@ class _Scan(torch.autograd.Function):
         def all_rows(x: CoreValues) -> CoreValues:
             return CoreValues(*map(rows, (x.embedded, x.shared, x.hidden, x.active, x.gates)))
 
-        _, by_scale = rmsnorm_silu_backward(rows(by_seen), rows(before), scale, NORM_EPS)
+        _, sums = rmsnorm_silu_backward(rows(by_seen), rows(before), scale, NORM_EPS)
+        assert sums is not None
         return (
             None,
             None,
@@ -152,9 +154,9 @@ class _Scan(torch.autograd.Function):
             grads.hidden.transpose(0, 1),
             by_before.transpose(0, 1),
             rows(by_before).t() @ rows(deters),
-            by_scale,
+            sums[0],
             rows(by_flat).t() @ rows(seen),
-            rows(by_flat).sum(0),
+            column_sums(rows(by_flat), by_flat.dtype),
             *weight_gradients(weights, rows(olds), rows(old_stochs), all_rows(values), all_rows(grads)),
         )
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from genreward_fast.agent import Agent, AgentConfig, RandomSampler, RecordedSampler, RecordingSampler
+from genreward_fast.agent.precision import exact_products
 from genreward_fast.bench.contestant import ACTIONS
 from genreward_fast.bench.ours import random_batch
 from genreward_fast.kernels.triton_support import references_only
 
 UPDATES = 20
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Float32 products without TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def parity(config: AgentConfig, device: torch.device, updates: int = UPDATES, seed: int = 0) -> dict[str, Any]:

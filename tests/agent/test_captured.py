@@ -240,3 +240,18 @@ def test_the_first_call_runs_plainly_and_the_second_records():
     generator.manual_seed(0)
     for value in values:
         assert torch.allclose(value, torch.rand(3, generator=generator, device="cuda"), atol=1e-6)
+
+
+def test_float32_takes_no_tf32(monkeypatch):
+    """Allowed or not, the same numbers, plainly and from a graph; and what is allowed stays so."""
+    batch, results = make_batch(make_config()), []
+    for allowed in (False, True):
+        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+            monkeypatch.setattr(backend, "allow_tf32", allowed)
+        agent = make_agent()
+        for _ in range(3):
+            agent.update(batch)
+        _, carry, _ = agent.act(images(2), torch.ones(2, dtype=torch.bool, device="cuda"), agent.initial(2), "mean")
+        results.append([carry.state.deter, *(p.detach() for p in agent.model.parameters())])
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    assert all(torch.equal(a, b) for a, b in zip(*results))

@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
     [
         ("latent_cosine", 3),
         ("fb_score", 3),
+        ("column_sums", 2),
         ("rmsnorm_silu", 5),
         ("gru_gates", 4),
         ("latent_sample", 4),

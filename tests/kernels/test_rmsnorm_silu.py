@@ -44,7 +44,9 @@ def exact(x, scale, grad):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_references_are_norm_and_silu(shape, dtype, fresh_generator, relative_rms):
     x, scale, grad = inputs(shape, fresh_generator, dtype)
-    found = [rmsnorm_silu_reference(x, scale, EPS), *rmsnorm_silu_backward_reference(grad, x, scale, EPS)]
+    by_x, sums = rmsnorm_silu_backward_reference(grad, x, scale, EPS)
+    assert torch.allclose(sums[1].flatten(), by_x.double().flatten(0, -2).sum(0).float(), rtol=1e-4, atol=1e-4)
+    found = [rmsnorm_silu_reference(x, scale, EPS), by_x, sums[0]]
     for name, value, expected in zip(("y", "x", "scale"), found, exact(x, scale, grad)):
         assert relative_rms(value, expected) < LIMITS[dtype], name
 
@@ -65,12 +67,28 @@ def test_on_triton_agrees_with_float64(
         assert relative_rms(value.cpu(), expected) < LIMITS[dtype], name
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, ((700,), 2, 300), ((90,), 1, 2048)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("partials", [3, 256])
+def test_on_triton_sums_are_of_what_was_rounded(
+    shape, dtype, partials, triton_device, poisoned, fresh_generator, relative_rms, monkeypatch
+):
+    monkeypatch.setattr(module, "MAX_PARTIALS", partials)
+    x, scale, grad = inputs(shape, fresh_generator, dtype, triton_device)
+    by_x, sums = rmsnorm_silu_backward(grad, x, scale, EPS)
+    expected = by_x.cpu().double().flatten(0, -2)
+    size = expected.abs().sum(0).square().mean().sqrt()  # sums that cancel: relative to that of the magnitudes
+    assert (sums[1].cpu().flatten() - expected.sum(0)).square().mean().sqrt() < 1e-5 * size
+    assert relative_rms(sums[0].cpu(), exact(x, scale, grad)[2]) < LIMITS[dtype]
+    assert torch.equal(sums, rmsnorm_silu_backward(grad, x, scale, EPS)[1])
+
+
 def test_on_triton_writes_where_it_is_told(triton_device, fresh_generator, relative_rms):
     x, scale, grad = inputs(((17,), 2, 24), fresh_generator, torch.float32, triton_device)
     buffers = torch.full((4, *x.shape), float("nan"), device=triton_device)
     rmsnorm_silu_forward(x, scale, EPS, buffers[1])
-    by_x, by_scale = rmsnorm_silu_backward(grad, x, scale, EPS, buffers[2], sums=False)
-    assert by_scale is None
+    by_x, sums = rmsnorm_silu_backward(grad, x, scale, EPS, buffers[2], sums=False)
+    assert sums is None
     assert by_x.data_ptr() == buffers[2].data_ptr()
     assert relative_rms(buffers[1].cpu(), rmsnorm_silu_reference(x, scale, EPS).cpu()) < 1e-5
     assert relative_rms(by_x.cpu(), rmsnorm_silu_backward_reference(grad, x, scale, EPS)[0].cpu()) < 1e-5
@@ -116,4 +134,7 @@ def test_compiles_for_every_chip(capability, dtype, size, compile_for):
     constants = {"ROWS": rows, "SIZE": size, "SUMS": True}
     if size == 32:  # an argument of 1, as with few rows, becomes a constant
         constants["per_program"] = 1
-    compile_for(module._backward, capability, signature, constants, num_warps=4)
+    compile_for(module._backward, capability, signature, constants, num_warps=module._warps(rows, size))
+    if size <= 2048:
+        constants["ROWS"] = 2 * rows
+        compile_for(module._backward, capability, signature, constants, num_warps=module._warps(2 * rows, size))

@@ -77,6 +77,24 @@ def check_loss(function, shape, count, dtype, variant, device, generator, relati
     assert not found.any()
 
 
+@pytest.mark.parametrize("count", [3, 33, 255])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_triton_logits_beyond_the_bins_play_no_part(count, dtype, triton_device, poisoned, fresh_generator):
+    shape, width = (6, 5), -(-count // 8) * 8
+    logits, bins, target, second, weight, grad = make(shape, count, dtype, fresh_generator, triton_device)
+    more = torch.full((*shape, width - count), float("nan"), dtype=dtype, device=triton_device)
+    wide = torch.cat([logits, more], -1).requires_grad_()
+    leaf = logits.requires_grad_()
+    assert torch.equal(twohot_mean(wide, bins), twohot_mean(leaf, bins))
+    assert torch.equal(twohot_mean_reference(wide, bins), twohot_mean_reference(leaf, bins))
+    for function in (twohot_loss, twohot_loss_reference):
+        losses = [function(x, bins, target[:-1], second[:-1], 0.3, weight[:-1]) for x in (wide, leaf)]
+        assert torch.equal(*losses)
+        found, expected = (torch.autograd.grad(y, x, grad[:-1])[0] for y, x in zip(losses, (wide, leaf)))
+        assert torch.equal(found[..., :count], expected)
+        assert not found[..., count:].any()
+
+
 def check_mean(function, shape, count, dtype, device, generator, relative_rms):
     logits, bins, *_ = make(shape, count, dtype, generator, device)
     expected = (logits.cpu().double().softmax(-1) * bins.cpu().double()).sum(-1)
@@ -147,7 +165,7 @@ def test_in_the_interpreter(run_interpreted):
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_compiles_for_every_chip(capability, dtype, compile_for):
     pointers = {"logits": f"*{dtype}", "bins": "*fp32"}
-    numbers = {"rows": "i32", "count": "i32"}
+    numbers = {"rows": "i32", "width": "i32", "count": "i32"}
     periods = {"period": "i32", "used": "i32"}
     compile_for(module._mean, capability, pointers | {"mean": "*fp32"} | numbers, {"ROWS": 8, "SIZE": 256}, num_warps=4)
     pointers |= dict.fromkeys(("target", "second", "weight"), "*fp32") | {"second_scale": "fp32"}
