@@ -45,7 +45,7 @@ class StepWeights:
 
 @dataclass(frozen=True)
 class StepValues:
-    """What a step computes and its gradient reads; of B sequences of T steps, `at(t)` being those of one step."""
+    """What a step computes and its gradient reads, of B sequences of T steps."""
 
     embedded: Tensor  # (B, T, 2 H): deter, then stoch, before their norms
     hidden: Tensor  # (B, T, D) before the norm
@@ -103,7 +103,7 @@ def observe_step_reference(
         uniform: (N, S) in [0, 1), one for each draw; None takes the classes in `index`, (N, S) int64.
 
     Returns:
-        As of sequences of one step: (N, 1, ...).
+        Of the one step: (N, ...).
     """
     dtype, blocks, size = deter.dtype, weights.blocks, weights.deter_in.shape[0]
     wide = torch.promote_types(dtype, torch.float32)
@@ -115,11 +115,11 @@ def observe_step_reference(
         return torch.einsum("nbi,bio->nbo", x, matrices).flatten(1)
 
     deter, stoch = (x.masked_fill(reset.unsqueeze(1), 0) for x in (deter, stoch))
-    by_deter = F.linear(deter, weights.deter_in, weights.deter_bias)
-    by_stoch = F.linear(stoch, weights.stoch_in, weights.stoch_bias)
+    from_deter = F.linear(deter, weights.deter_in, weights.deter_bias)
+    embedded = torch.cat([from_deter, F.linear(stoch, weights.stoch_in, weights.stoch_bias)], 1)
+    shared = [normed(embedded[:, :size], weights.deter_scale), normed(embedded[:, size:], weights.stoch_scale)]
     # All blocks see the same embedded state, and of the deter each its own part.
-    embedded = torch.cat([normed(by_deter, weights.deter_scale), normed(by_stoch, weights.stoch_scale)], 1)
-    inputs = [deter.unflatten(1, (blocks, -1)), embedded.unsqueeze(1).expand(-1, blocks, -1)]
+    inputs = [deter.unflatten(1, (blocks, -1)), torch.cat(shared, 1).unsqueeze(1).expand(-1, blocks, -1)]
     hidden = action + by_block(torch.cat(inputs, 2), weights.hidden[:, :-size])
     gates = by_block(normed(hidden, weights.hidden_scale).unflatten(1, (blocks, -1)), weights.gates)
     values = (gates.to(wide) + weights.gates_bias.to(wide)).unflatten(1, (blocks, 3, -1))
@@ -136,6 +136,4 @@ def observe_step_reference(
     assert index is not None
     drawn = F.one_hot(index, classes) + (probs - probs.detach())
     squares = hidden.to(wide).square().unflatten(1, (-1, COLUMNS)).sum(2)
-    before = torch.cat([by_deter, by_stoch], 1)
-    flat = drawn.to(dtype).flatten(1)
-    return StepValues(*(x.unsqueeze(1) for x in (before, hidden, squares, gates, new, seen, logits, flat, index)))
+    return StepValues(embedded, hidden, squares, gates, new, seen, logits, drawn.to(dtype).flatten(1), index)

@@ -57,8 +57,8 @@ def expected(weights, inputs, index):
     for t in range(index.shape[1]):
         given = (inputs[name][:, t] for name in ("reset", "action", "evidence"))
         steps.append(observe_step_reference(weights, UNIMIX, deter, stoch, *given, None, index[:, t].cpu()))
-        deter, stoch = steps[-1].deter[:, 0], steps[-1].stoch[:, 0]
-    return StepValues(*(torch.cat([getattr(s, f.name) for s in steps], 1) for f in fields(StepValues)))
+        deter, stoch = steps[-1].deter, steps[-1].stoch
+    return StepValues(*(torch.stack([getattr(s, f.name) for s in steps], 1) for f in fields(StepValues)))
 
 
 def check_draws(values, uniform, limit):
@@ -157,6 +157,7 @@ def test_the_reference_draws_and_rounds(dtype, rssm_case, fresh_generator, relat
     weights, inputs = rssm_case(5, 1, 64, 16, 4, 4, 4, fresh_generator, dtype)
     given = (inputs[name][:, 0] for name in ("reset", "action", "evidence", "uniform"))
     found = observe_step_reference(weights, UNIMIX, inputs["deter"], inputs["stoch"], *given)
+    found = StepValues(*(getattr(found, field.name).unsqueeze(1) for field in fields(StepValues)))
     check_draws(found, inputs["uniform"], 1e-5)
     wanted = expected(weights, inputs, found.index)
     for field in fields(StepValues):
