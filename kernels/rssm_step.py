@@ -128,7 +128,9 @@ def observe_step_reference(
     new = torch.lerp(deter.to(wide), candidate, torch.sigmoid(update - 1)).to(dtype)
     seen = evidence + F.linear(new, weights.from_deter)
     logits = F.linear(normed(seen, weights.posterior_scale), weights.logit, weights.logit_bias)
-    latents = logits.unflatten(1, (index if uniform is None else uniform).shape[1:] + (-1,))  # type: ignore[union-attr]
+    drawing = index if uniform is None else uniform
+    assert drawing is not None
+    latents = logits.unflatten(1, (drawing.shape[1], -1))
     classes = latents.shape[-1]
     probs = latents.to(wide).softmax(-1) * (1 - unimix) + unimix / classes
     if uniform is not None:

@@ -70,7 +70,9 @@ def parity(
     policy = "loss/policy"
     by_policy = [abs(ours[policy] - plain[policy]) for ours, plain in rows]
     moved = [(p.detach() - s).double() for (_, p), s in zip(plain.model.trained(), start)]
-    drifted = [(f.detach() - p.detach()).double() for (_, f), (_, p) in zip(fast.model.trained(), plain.model.trained())]
+    drifted = [
+        (f.detach() - p.detach()).double() for (_, f), (_, p) in zip(fast.model.trained(), plain.model.trained())
+    ]
     drift = norm(drifted) / max(norm(moved), 1e-30)
     return {
         "updates": updates,

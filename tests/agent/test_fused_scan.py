@@ -1,19 +1,21 @@
 """The kernels' form of the scan and of imagination beside the plain ones; all of it runs in Triton's interpreter or on
 a GPU, but for the test that starts the interpreter."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from genreward_fast.agent import Agent, AgentConfig, Draws, NetworkSize, RandomSampler, RecordedSampler, RecordingSampler
+from genreward_fast.agent import (
+    Agent,
+    AgentConfig,
+    Draws,
+    NetworkSize,
+    RandomSampler,
+    RecordedSampler,
+    RecordingSampler,
+    objective,
+)
 from genreward_fast.agent import imagination as imagination_module
-from genreward_fast.agent import objective
 from genreward_fast.agent import rssm as rssm_module
 from genreward_fast.agent.heads import Actor
 from genreward_fast.agent.nets import initialize
@@ -206,7 +208,9 @@ def test_on_triton_imagination_is_the_plain_one(size, count, device, generator):
 @pytest.mark.parametrize("plain", [True, False])
 def test_acting_changes_no_parameter(count, plain):
     """An expanded bias may be the parameter itself: what is added to it in place is then learnt by acting."""
-    agent = Agent(config_of(SIZES[0], batch_size=2, batch_length=2, imagination=1, capture=False), ACTIONS, "cpu", seed=1)
+    agent = Agent(
+        config_of(SIZES[0], batch_size=2, batch_length=2, imagination=1, capture=False), ACTIONS, "cpu", seed=1
+    )
     before = {name: value.clone() for name, value in agent.model.state_dict().items()}
     image = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
     first, carry = torch.ones(count, dtype=torch.bool), agent.initial(count)
@@ -225,14 +229,5 @@ def test_acting_changes_no_parameter(count, plain):
     assert not [name for name in before if not torch.equal(before[name], after[name])]
 
 
-def test_in_the_interpreter():
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "on_triton or acting", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\d+ passed", done.stdout), done.stdout
-    assert "skipped" not in done.stdout, done.stdout
+def test_in_the_interpreter(run_interpreted):
+    run_interpreted(__file__, "on_triton or acting", 300)

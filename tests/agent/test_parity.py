@@ -1,15 +1,9 @@
 """Many updates through the kernels beside the same updates through the plain references, with the same draws."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from genreward_fast.agent import AgentConfig, NetworkSize
-from genreward_fast.agent import objective
+from genreward_fast.agent import AgentConfig, NetworkSize, objective
 from genreward_fast.agent import rssm as rssm_module
 from genreward_fast.bench.parity import parity
 from genreward_fast.kernels.triton_support import INTERPRETED
@@ -79,13 +73,5 @@ def test_on_triton_few_updates(calls):
 
 
 @pytest.mark.slow
-def test_in_the_interpreter():
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's process")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "on_triton", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout, done.stdout
+def test_in_the_interpreter(run_interpreted):
+    run_interpreted(__file__, "on_triton", 600)

@@ -79,7 +79,12 @@ def compile_for():
     from triton.compiler import ASTSource
 
     def compile_kernel(
-        kernel, capability: int, signature: dict[str, str], constants: dict, num_warps: int, aligned: tuple[str, ...] = ()
+        kernel,
+        capability: int,
+        signature: dict[str, str],
+        constants: dict,
+        num_warps: int,
+        aligned=(),
     ) -> int:
         """`aligned` names arguments that are multiples of 16, of which a launch tells the compiler."""
         names = {name: "constexpr" for name in constants} | signature

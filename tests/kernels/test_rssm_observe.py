@@ -97,9 +97,7 @@ def check(case, forced, relative_rms):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_on_triton_agrees_with_float64(
-    shape, dtype, rssm_case, triton_device, poisoned, fresh_generator, relative_rms
-):
+def test_on_triton_agrees_with_float64(shape, dtype, rssm_case, triton_device, poisoned, fresh_generator, relative_rms):
     case = rssm_case(*shape, fresh_generator, dtype, triton_device)
     check(case, shape[0] % 2 == 0, relative_rms)
 
@@ -129,9 +127,7 @@ def test_on_triton_latents_that_fill_no_tile(
     module.sample(weights, UNIMIX, None if forced else inputs["uniform"][:, 0], values, 0)
     x = exact(inputs["evidence"])
     unit = torch.nn.functional.rms_norm(x, x.shape[2:], exact(weights.posterior_scale), rssm_tiles.NORM_EPS)
-    logits = torch.nn.functional.linear(
-        torch.nn.functional.silu(unit), exact(weights.logit), exact(weights.logit_bias)
-    )
+    logits = torch.nn.functional.linear(torch.nn.functional.silu(unit), exact(weights.logit), exact(weights.logit_bias))
     assert relative_rms(values.logits.cpu(), logits) < 1e-5
     check_draws(values, inputs["uniform"] if not forced else middle_of(values), 1e-5)
 

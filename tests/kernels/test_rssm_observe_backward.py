@@ -163,9 +163,7 @@ def test_on_triton_resets(rows, rssm_case, triton_device, fresh_generator, relat
 
 
 @pytest.mark.parametrize(("latents", "classes"), [(3, 6), (1, 4), (5, 3), (7, 17)])
-def test_on_triton_latents_that_fill_no_tile(
-    latents, classes, rssm_case, triton_device, fresh_generator, relative_rms
-):
+def test_on_triton_latents_that_fill_no_tile(latents, classes, rssm_case, triton_device, fresh_generator, relative_rms):
     """`embedded` alone; the other launches take no such number of latents."""
     weights, inputs = rssm_case(5, 2, 64, 16, 4, latents, classes, fresh_generator, torch.float32, triton_device)
     _, by_stoch, by_logits = outside((weights, inputs), fresh_generator)
