@@ -3,6 +3,8 @@
 stoch_embed → hidden → gates → project → sample, named after what each computes. Every norm is applied by whoever reads
 the normed rows, so that no launch exists for a norm alone. With programmatic dependent launch (compute capability 9.0
 and later) a kernel fetches its weights while the one before it still runs.
+
+The plain form of all five is `rssm_step.observe_step_reference`.
 """
 
 from __future__ import annotations

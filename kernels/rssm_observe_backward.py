@@ -6,6 +6,8 @@ is therefore rate · (g · W - mean(g · unit) · (unit · W)), whose last facto
 all steps before the loop, so that the loop multiplies g and has the norms' row sums only added at the end of a product.
 
 The gradients by weights are not here: what they are made of is kept, and one product over all steps gives each of them.
+
+The plain form is the gradient by autograd of `rssm_step.observe_step_reference`.
 """
 
 from __future__ import annotations

@@ -107,6 +107,8 @@ class _FusedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_deter: Tensor, by_stoch: Tensor, by_logits: Tensor, _: Any) -> tuple[Any, ...]:
         reset, deter, stoch, action, *saved = ctx.saved_tensors
+        # The kernels take strided rows, but autograd gives the gradient of a sum as one number expanded.
+        by_deter, by_stoch, by_logits = (x.contiguous() for x in (by_deter, by_stoch, by_logits))
         count = len(fields(StepValues))
         values, weights = StepValues(*saved[:count]), StepWeights(*saved[count:])
         grads = StepGradients.prepare(weights, values)

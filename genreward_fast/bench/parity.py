@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,47 +14,62 @@ from genreward_fast.bench.ours import random_batch
 from genreward_fast.kernels.triton_support import references_only
 
 UPDATES = 20
+Dtype = Literal["bfloat16", "float32"]
 
 
-def parity(config: AgentConfig, device: torch.device, updates: int = UPDATES, seed: int = 0) -> dict[str, Any]:
-    """Trains two agents on the same batches: `config` as it runs here, and float32 through the plain references.
+def parity(
+    config: AgentConfig, device: torch.device, updates: int = UPDATES, seed: int = 0, dtype: Dtype = "float32"
+) -> dict[str, Any]:
+    """Trains two agents on the same batches: `config` as it runs here, and `dtype` through the plain references.
 
-    The fast one is given the plain one's draws, so that the two stay comparable. The learning rate starts at its full
-    value, so that the parameters move.
+    The fast one is given the plain one's draws, so that the two stay comparable; else they go their own ways. The
+    learning rate starts at its full value, so that the parameters move.
 
     Returns:
         losses: for each loss, the mean over the updates of |fast - plain| / |plain|.
-        worst: the largest of them, without the policy loss, whose sign changes.
-        policy: mean of |fast - plain| of the policy loss.
+        largest: the same with the largest of the updates for the mean.
+        worst: the largest of `losses`, without the policy loss, whose sign changes.
+        policy: mean of |fast - plain| of the policy loss; `policy_largest`: the largest.
+        policy_terms: the mean magnitude of what the policy loss is a mean of, about: that of the advantages times
+            the entropy, which is the mean magnitude of a log probability.
         parameters: relative RMS difference of how far the parameters have moved.
     """
     config = replace(config, warmup=0)
-    plain = Agent(replace(config, dtype="float32", capture=False), ACTIONS, device, seed=seed)
+    plain = Agent(replace(config, dtype=dtype, capture=False), ACTIONS, device, seed=seed)
     fast = Agent(config, ACTIONS, device, seed=seed)
     start = [p.detach().clone() for _, p in plain.model.trained()]
     source = RandomSampler(device, seed)
     rows: list[tuple[dict[str, float], dict[str, float]]] = []
+    terms = 0.0
     with exact_products():
         for number in range(updates):
             batch = random_batch(config, device, seed=number)
             recording = RecordingSampler(source)
             with references_only():
-                expected = losses_of(plain.update(replace_deter(batch, torch.float32), sampler=recording)[0])
-            rows.append((losses_of(fast.update(batch, sampler=RecordedSampler(recording.draws()))[0]), expected))
+                metrics = plain.update(replace_deter(batch, plain.config.compute_dtype), sampler=recording)[0]
+            found = fast.update(batch, sampler=RecordedSampler(recording.draws()))[0]
+            rows.append((losses_of(found), losses_of(metrics)))
+            terms += abs((metrics["policy/advantage_magnitude"] * metrics["policy/entropy"]).item()) / updates
     names = [name for name in rows[0][1] if name != "loss/total"]
-    relative = {
-        name: sum(abs(ours[name] - plain[name]) / max(abs(plain[name]), 1e-12) for ours, plain in rows) / len(rows)
-        for name in names
+    apart = {
+        name: [abs(ours[name] - plain[name]) / max(abs(plain[name]), 1e-12) for ours, plain in rows] for name in names
     }
+    relative = {name: sum(values) / len(rows) for name, values in apart.items()}
     policy = "loss/policy"
+    by_policy = [abs(ours[policy] - plain[policy]) for ours, plain in rows]
     moved = [(p.detach() - s).double() for (_, p), s in zip(plain.model.trained(), start)]
-    apart = [(f.detach() - p.detach()).double() for (_, f), (_, p) in zip(fast.model.trained(), plain.model.trained())]
-    drift = norm(apart) / max(norm(moved), 1e-30)
+    drifted = [
+        (f.detach() - p.detach()).double() for (_, f), (_, p) in zip(fast.model.trained(), plain.model.trained())
+    ]
+    drift = norm(drifted) / max(norm(moved), 1e-30)
     return {
         "updates": updates,
         "losses": relative,
+        "largest": {name: max(values) for name, values in apart.items()},
         "worst": max(value for name, value in relative.items() if name != policy),
-        "policy": sum(abs(ours[policy] - plain[policy]) for ours, plain in rows) / len(rows),
+        "policy": sum(by_policy) / len(rows),
+        "policy_largest": max(by_policy),
+        "policy_terms": terms,
         "parameters": drift,
     }
 

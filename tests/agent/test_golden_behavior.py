@@ -180,3 +180,8 @@ def names_of(model, module):
     """Full names of the module's parameters, in their order."""
     full = {id(p): name for name, p in model.named_parameters()}
     return [full[id(p)] for p in module.parameters()]
+
+
+@pytest.mark.slow
+def test_through_the_kernels(run_interpreted):
+    run_interpreted(__file__, "not through_the_kernels", 300)

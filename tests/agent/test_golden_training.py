@@ -1,10 +1,5 @@
 """The optimiser and three whole training steps against the reference's arrays."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -127,23 +122,5 @@ def test_gradients_of_the_first_step(golden, agent):
 
 
 @pytest.mark.slow
-def test_training_steps_through_the_kernels():
-    """The same in Triton's interpreter, where the agent takes the path that it takes on CUDA."""
-    pytest.importorskip("triton")
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "(step or optimizer) and not kernels",
-        __file__,
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout, done.stdout
+def test_through_the_kernels(run_interpreted):
+    run_interpreted(__file__, "not through_the_kernels", 900)

@@ -35,6 +35,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("phase_weights", 4),
         ("phase_image_loss", 4),
         ("space_norm_silu", 4),
+        ("policy_action", 2),
+        ("rssm_observe", 3),
+        ("rssm_observe_backward", 3),
     ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
