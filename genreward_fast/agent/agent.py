@@ -16,7 +16,7 @@ from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
 from genreward_fast.agent.parallel import Parallel
-from genreward_fast.agent.precision import exact_products
+from genreward_fast.agent.precision import reproducible
 from genreward_fast.agent.rows import Rows
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler, Sampler
@@ -178,9 +178,10 @@ class Agent(Saving):
         return state.deter, state.stoch, action.clamp(-1, 1), observed.index[:, 0].to(torch.uint8)
 
     def _products(self) -> AbstractContextManager[None]:
-        """What to compute in, so that float32 is float32."""
-        exact = self.device.type == "cuda" and self.config.compute_dtype == torch.float32
-        return exact_products() if exact else nullcontext()
+        """What to compute in, so that float32 is float32 and the same inputs give the same bits."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return reproducible(exact=self.config.compute_dtype == torch.float32)
 
     def _actor_of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *inputs: self._act(mode, self.sampler, *inputs)

@@ -60,9 +60,10 @@ def evaluate(
     video: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Runs whole episodes with the agent's mean action, a fixed number in each of `envs` workers.
+    """Runs whole episodes with actions drawn from the policy, a fixed number in each of `envs` workers.
 
-    The same seed gives the same episodes. An episode whose worker died is run again.
+    So does the evaluation of DreamerV3's published code. The same seed gives the same episodes. An episode whose worker
+    died is run again.
 
     Args:
         video: where the first episode is written as an mp4, if anywhere.
@@ -93,7 +94,7 @@ def evaluate(
             if stop():
                 return None
             image, is_first = step.frames[IMAGE_SIZE].to(agent.device), step.is_first.to(agent.device)
-            action, carry, _ = agent.act(image, is_first, carry, mode="mean", sampler=sampler)
+            action, carry, _ = agent.act(image, is_first, carry, sampler=sampler)
             step = workers.step(action.cpu())
     if video:
         write_video(video, torch.stack(recorded), VIDEO_FPS)
