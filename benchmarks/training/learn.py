@@ -28,7 +28,7 @@ from genreward_fast.training.start import start_run
 from genreward_fast.training.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-RECENT, STABLE = 20, 40
+RECENT, STABLE = 20, 100
 """Training episodes that a point of the curve is the mean of, and that must succeed for an early end."""
 
 

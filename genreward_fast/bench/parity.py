@@ -33,27 +33,36 @@ def parity(
         policy_terms: the mean magnitude of what the policy loss is a mean of, about: that of the advantages times
             the entropy, which is the mean magnitude of a log probability.
         parameters: relative RMS difference of how far the parameters have moved.
+        neighbour, neighbour_policy: `largest` and `policy_largest` of a second plain agent, whose first parameters
+            differ from the plain one's by roundings of `config.dtype`: how far apart the losses get by themselves.
     """
     config = replace(config, warmup=0)
     plain = Agent(replace(config, dtype=dtype, capture=False), ACTIONS, device, seed=seed)
+    neighbour = Agent(replace(config, dtype=dtype, capture=False), ACTIONS, device, seed=seed)
+    nudge(neighbour, torch.finfo(config.compute_dtype).eps / 2)
     fast = Agent(config, ACTIONS, device, seed=seed)
     start = [p.detach().clone() for _, p in plain.model.trained()]
     source = RandomSampler(device, seed)
     rows: list[tuple[dict[str, float], dict[str, float]]] = []
+    beside: list[tuple[dict[str, float], dict[str, float]]] = []
     terms = 0.0
     with exact_products():
         for number in range(updates):
             batch = random_batch(config, device, seed=number)
             recording = RecordingSampler(source)
             with references_only():
-                metrics = plain.update(replace_deter(batch, plain.config.compute_dtype), sampler=recording)[0]
+                same = replace_deter(batch, plain.config.compute_dtype)
+                metrics = plain.update(same, sampler=recording)[0]
+                other = neighbour.update(same, sampler=RecordedSampler(recording.draws()))[0]
+            beside.append((losses_of(other), losses_of(metrics)))
             found = fast.update(batch, sampler=RecordedSampler(recording.draws()))[0]
             rows.append((losses_of(found), losses_of(metrics)))
             terms += abs((metrics["policy/advantage_magnitude"] * metrics["policy/entropy"]).item()) / updates
     names = [name for name in rows[0][1] if name != "loss/total"]
-    apart = {
-        name: [abs(ours[name] - plain[name]) / max(abs(plain[name]), 1e-12) for ours, plain in rows] for name in names
-    }
+    apart, neighbours = (
+        {name: [abs(ours[name] - plain[name]) / max(abs(plain[name]), 1e-12) for ours, plain in both] for name in names}
+        for both in (rows, beside)
+    )
     relative = {name: sum(values) / len(rows) for name, values in apart.items()}
     policy = "loss/policy"
     by_policy = [abs(ours[policy] - plain[policy]) for ours, plain in rows]
@@ -71,7 +80,17 @@ def parity(
         "policy_largest": max(by_policy),
         "policy_terms": terms,
         "parameters": drift,
+        "neighbour": {name: max(values) for name, values in neighbours.items()},
+        "neighbour_policy": max(abs(ours[policy] - plain[policy]) for ours, plain in beside),
     }
+
+
+@torch.no_grad()
+def nudge(agent: Agent, share: float) -> None:
+    """Moves every parameter by a random part of it of about `share`, in both directions."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in agent.model.parameters():
+        parameter.mul_(1 + share * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def losses_of(metrics: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from genreward_fast.bench.parity import parity
 from genreward_fast.kernels.triton_support import INTERPRETED
 
 LIMITS = {"bfloat16": 1e-2, "float32": 1e-4}
+SLACK = 4
 NARROW = NetworkSize(deter=512, hidden=64, classes=16, depth=16, units=64)
 TINY = NetworkSize(deter=64, hidden=16, classes=4, depth=2, units=16, stoch=4, blocks=4)
 POLICY = "loss/policy"
@@ -32,19 +33,25 @@ def calls(monkeypatch):
 def check(config, device, updates, calls):
     """Every loss of every update agrees, though nothing but the draws is ever carried over.
 
+    As far as it can: a predicted value is a mean over bins as far out as 5e8, whose tails nearly cancel, and LaProp
+    makes a full step of a gradient that is but rounding. So the plain path itself, from parameters that differ by
+    roundings, gets further apart than the limits in the losses that values enter; there the kernels may be `SLACK`
+    times as far.
+
     The policy loss is a mean of terms of both signs, each an advantage times a log probability, which nearly cancel:
     its own size says nothing of its error. It may be wrong by the same share of these terms' mean magnitude.
     """
     found = parity(config, device, updates, dtype=config.dtype)
+    limit, near = LIMITS[config.dtype], found["neighbour"]
     for name, value in found["largest"].items():
-        print(f"{name}: worst {value:.2e}, mean {found['losses'][name]:.2e}")
-    terms = found["policy_terms"]
-    print(f"{POLICY}: worst {found['policy_largest']:.2e} absolute, of terms of about {terms:.2e}")
+        print(f"{name}: worst {value:.2e}, mean {found['losses'][name]:.2e}; the plain path's own {near[name]:.2e}")
+    policy = max(limit * found["policy_terms"], SLACK * found["neighbour_policy"])
+    print(f"{POLICY}: worst {found['policy_largest']:.2e} absolute, allowed {policy:.2e}")
     print(f"parameters: {found['parameters']:.2e} of how far they moved")
-    limit = LIMITS[config.dtype]
-    wrong = {name: value for name, value in found["largest"].items() if name != POLICY and not value <= limit}
+    losses = {name: value for name, value in found["largest"].items() if name != POLICY}
+    wrong = {name: value for name, value in losses.items() if not value <= max(limit, SLACK * near[name])}
     assert not wrong, wrong
-    assert found["policy_largest"] <= limit * terms
+    assert found["policy_largest"] <= policy
     assert found["parameters"] > 0  # two paths, not one and the same
     assert calls == {"fused_scan": updates, "imagine": updates}
 

@@ -89,9 +89,10 @@ def test_on_triton_logits_beyond_the_bins_play_no_part(count, dtype, triton_devi
     assert torch.equal(twohot_mean_reference(wide, bins), twohot_mean_reference(leaf, bins))
     for function in (twohot_loss, twohot_loss_reference):
         losses = [function(x, bins, target[:-1], second[:-1], 0.3, weight[:-1]) for x in (wide, leaf)]
-        assert torch.equal(*losses)
+        # Sums over rows of other lengths may be taken in another order.
+        assert torch.allclose(*losses, rtol=1e-6, atol=1e-6)
         found, expected = (torch.autograd.grad(y, x, grad[:-1])[0] for y, x in zip(losses, (wide, leaf)))
-        assert torch.equal(found[..., :count], expected)
+        assert torch.allclose(found[..., :count], expected, rtol=1e-5, atol=1e-7 if dtype == torch.float32 else 1e-3)
         assert not found[..., count:].any()
 
 
