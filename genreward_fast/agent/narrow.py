@@ -1,7 +1,7 @@
 """RMS norm and SiLU over few channels, and the image's error, as a CPU does them fast: float32, few long passes.
 
 PyTorch's own operations go over the last axis in loops, which for 8 or 16 channels cost more than what they compute. So
-whole images are single rows here, and means over channels are products with a small constant matrix.
+whole images are single rows here, and means over channels are products with a constant vector.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def image_error(x: Tensor, image: Tensor) -> Tensor:
 
 
 def _normed(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """1 / root mean square repeated for each channel, x times that, and the scale for each value of a long row."""
+    """1 / root mean square of each pixel, (pixels, 1); x times that, and the scale for each value of a long row."""
     channels = len(scale)
-    mean = torch.full((channels, channels), 1 / channels)
-    rate = (x.square().view(-1, channels) @ mean).add_(eps).rsqrt_().view(x.shape)
-    return rate, x * rate, scale.repeat(x.shape[1] // channels)
+    mean = x.new_full((channels,), 1 / channels)
+    rate = torch.mv(x.square().view(-1, channels), mean).add_(eps).rsqrt_().unsqueeze(1)
+    return rate, (x.view(-1, channels) * rate).view(x.shape), scale.repeat(x.shape[1] // channels)
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -67,10 +67,10 @@ class _NormSiLU(torch.autograd.Function):
         by_normed = torch.ops.aten.silu_backward(grad.reshape(x.shape), unit * repeated)
         along = by_normed * unit
         by_scale = along.sum(0).view(-1, channels).sum(0)
-        # The mean over channels of (gradient by unit) · unit, for each channel.
-        mixing = (scale / channels).unsqueeze(1).expand(-1, channels)
-        along = (along.view(-1, channels) @ mixing).view(x.shape)
-        by_x = by_normed.mul_(repeated).addcmul_(unit, along, value=-1).mul_(rate)
+        # The mean over channels of (gradient by unit) · unit.
+        along = torch.mv(along.view(-1, channels), scale / channels).unsqueeze(1)
+        by_unit = by_normed.mul_(repeated).view(-1, channels)
+        by_x = by_unit.addcmul_(unit.view(-1, channels), along, value=-1).mul_(rate)
         return by_x.view(grad.shape), by_scale, None
 
 
