@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from genreward_fast.agent.narrow import norm_silu
 from genreward_fast.agent.nets import NORM_EPS, Layer, RMSNorm, _truncated_normal
 from genreward_fast.kernels.phase_norm_silu import Mode, phase_norm_silu
 from genreward_fast.kernels.phase_weights import phase_weights
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
 from genreward_fast.kernels.triton_support import runs_triton
+
+_CACHED = 2**18
+"""Values that a part of the max-pool's gradient is made of, at most: half a megabyte of each of a few arrays."""
 
 
 class Conv(Layer):
@@ -67,11 +71,15 @@ class UpConv(Conv):
         self.register_buffer("sums", sums.view(2, 3, 5), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.phases(x), 2)
+
+    def phases(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, 4 * outputs, H, W), before `pixel_shuffle`."""
         outputs, inputs = self.weight.shape[:2]
         weight = torch.einsum("oikl,pak,qbl->opqiab", self.weight, self.sums, self.sums)
         weight = weight.reshape(4 * outputs, inputs, 3, 3).to(x.dtype)
         bias = self.bias.repeat_interleave(4).to(x.dtype)
-        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), 2)
+        return F.conv2d(x, weight, bias, padding=1)
 
 
 class ChannelNorm(RMSNorm):
@@ -83,6 +91,8 @@ class ChannelNorm(RMSNorm):
     def silu(self, x: Tensor) -> Tensor:
         if runs_triton(x, self.scale):
             return rmsnorm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
+        if x.dtype == self.scale.dtype == torch.float32 and not x.is_cuda:
+            return norm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
         return F.silu(self(x))
 
     def silu_of_blocks(self, x: Tensor, conv: Conv, mode: Mode, columns: int | None = None) -> Tensor:
@@ -106,13 +116,17 @@ class _MaxPool(torch.autograd.Function):
         # so that rows are long and few operations pass over them.
         rows = x.permute(0, 2, 3, 1).reshape(n * height // 2, 2, width // 2, 2 * channels)
         highest, share = (v.permute(0, 2, 3, 1).reshape(len(rows), width // 2, channels) for v in (y, grad))
-        highest, result = highest.repeat(1, 1, 2), torch.empty_like(rows)
-        for line in (0, 1):
-            torch.eq(rows[:, line], highest, out=result[:, line])
-        ties = result[:, 0] + result[:, 1]
-        share = (share / (ties[..., :channels] + ties[..., channels:])).repeat(1, 1, 2)
-        for line in (0, 1):
-            result[:, line] *= share
+        result = torch.empty_like(rows)
+        # A part at a time, which stays in the cache from one operation to the next.
+        parts = [v.split(max(1, _CACHED // (width * channels))) for v in (rows, highest, share, result)]
+        for row, top, by, out in zip(*parts):
+            top = top.repeat(1, 1, 2)
+            for line in (0, 1):
+                torch.eq(row[:, line], top, out=out[:, line])
+            ties = out[:, 0] + out[:, 1]
+            by = (by / (ties[..., :channels] + ties[..., channels:])).repeat(1, 1, 2)
+            for line in (0, 1):
+                out[:, line] *= by
         return result.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 

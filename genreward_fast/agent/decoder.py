@@ -12,6 +12,7 @@ from genreward_fast.agent.config import NetworkSize
 from genreward_fast.agent.convs import ChannelNorm, UpConv
 from genreward_fast.agent.encoder import MULTIPLIERS
 from genreward_fast.agent.losses import image_loss
+from genreward_fast.agent.narrow import image_error
 from genreward_fast.agent.nets import NORM_EPS, BlockLinear, Dense, Linear
 from genreward_fast.kernels.phase_image_loss import phase_image_loss, phase_pixels
 from genreward_fast.kernels.space_norm_silu import space_norm_silu
@@ -53,7 +54,9 @@ class Decoder(nn.Module):
     def loss(self, deter: Tensor, stoch: Tensor, image: Tensor) -> Tensor:
         """`image_loss` of the decoded pixels and (..., 64, 64, 3) uint8: (...) float32."""
         if not runs_triton(deter, stoch, image):
-            return image_loss(self(deter, stoch), image)
+            if self.dtype != torch.float32 or image.is_cuda:
+                return image_loss(self(deter, stoch), image)
+            return image_error(self.image.phases(self._maps(self._start(deter, stoch))), image).view(deter.shape[:-1])
         x = self._in_blocks(self._start(deter, stoch))
         return phase_image_loss(x, self.image.bias, image, IMAGE_SIDE).view(deter.shape[:-1])
 
@@ -84,11 +87,15 @@ class Decoder(nn.Module):
 
     def _plainly(self, x: Tensor) -> Tensor:
         """(N, 4, 4, channels) to (N, 64, 64, 3) pixels in plain PyTorch; it works best on a CPU."""
+        return self.image(self._maps(x)).sigmoid().permute(0, 2, 3, 1)
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """(N, 4, 4, channels) to (N, channels, 32, 32), what the last convolution reads, in plain PyTorch."""
         x = x.permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms):
             assert isinstance(norm, ChannelNorm)
             x = norm.silu(conv(x))
-        return self.image(x).sigmoid().permute(0, 2, 3, 1)
+        return x
 
     def _in_blocks(self, x: Tensor) -> Tensor:
         """(N, 4, 4, channels) to (N, 16, 16, blocks of 4 x 4 x 3), before the last bias and sigmoid."""

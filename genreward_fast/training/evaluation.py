@@ -16,6 +16,7 @@ from genreward_fast.agent.sampling import RandomSampler
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.goals.video_io import write_video
+from genreward_fast.training.device import one_thread
 from genreward_fast.training.statistics import wilson_interval
 
 VIDEO_SIZE = 256
@@ -76,7 +77,11 @@ def evaluate(
     returns, success, lengths = np.zeros(envs), np.zeros(envs, bool), np.zeros(envs, int)
     recorded: list[Tensor] = []
     sampler = RandomSampler(agent.device, seed)  # its own, so that evaluating changes nothing in training
-    with VectorEnv(config, envs, seed=seed, split="eval", sizes=sizes, sizes_at=lambda row: sizes) as workers:
+
+    def sizes_at(_: int) -> tuple[int, ...]:
+        return (IMAGE_SIZE,) if finished[0] else sizes  # once it is recorded, pictures for the video would be wasted
+
+    with VectorEnv(config, envs, seed=seed, split="eval", sizes=sizes, sizes_at=sizes_at) as workers:
         step, carry = workers.reset(), agent.initial(envs)
         while True:
             first = step.is_first.numpy()
@@ -94,7 +99,8 @@ def evaluate(
             if stop():
                 return None
             image, is_first = step.frames[IMAGE_SIZE].to(agent.device), step.is_first.to(agent.device)
-            action, carry, _ = agent.act(image, is_first, carry, sampler=sampler)
+            with one_thread(agent.device):
+                action, carry, _ = agent.act(image, is_first, carry, sampler=sampler)
             step = workers.step(action.cpu())
     if video:
         write_video(video, torch.stack(recorded), VIDEO_FPS)

@@ -15,6 +15,7 @@ from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.rewards.base import RewardModel, total
 from genreward_fast.rewards.windows import ClosedWindows, WindowCollector
+from genreward_fast.training.device import one_thread
 from genreward_fast.training.metrics import Meters
 from genreward_fast.training.pending import PendingRewards
 from genreward_fast.training.replay import Replay
@@ -77,7 +78,9 @@ class Rollout:
         """
         step, device = self._step, self.agent.device
         image = step.frames[IMAGE_SIZE].to(device, non_blocking=True)
-        action, self._carry, latents = self.agent.act(image, step.is_first.to(device, non_blocking=True), self._carry)
+        is_first = step.is_first.to(device, non_blocking=True)
+        with one_thread(device):
+            action, self._carry, latents = self.agent.act(image, is_first, self._carry)
         if random:
             action = (torch.rand(action.shape, generator=self.generator) * 2 - 1).to(device)
             self._carry = replace(self._carry, action=action)
@@ -163,7 +166,8 @@ class Rollout:
         everyone = np.arange(len(step.row))
         feature = None
         if spec.feature_size:
-            feature = self.reward.features(step.frames[spec.feature_size].to(device, non_blocking=True))
+            with one_thread(device):
+                feature = self.reward.features(step.frames[spec.feature_size].to(device, non_blocking=True))
             self._windows.observe_features(everyone, feature)
         going_on = np.flatnonzero(~step.is_last.numpy())  # nothing is done on seeing an episode's last frame
         _, for_clips = self._windows.wanted(going_on)

@@ -20,7 +20,7 @@ from genreward_fast.errors import Interrupted, TrainingDiverged
 from genreward_fast.rewards.base import RewardModel
 from genreward_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from genreward_fast.training.curves import draw_curves
-from genreward_fast.training.device import describe_device, resolve_device
+from genreward_fast.training.device import describe_device, keep_host_memory, resolve_device
 from genreward_fast.training.evaluation import Evaluation, evaluate
 from genreward_fast.training.logger import Logger, Progress
 from genreward_fast.training.metrics import Meters, first_not_finite
@@ -73,6 +73,8 @@ class Trainer:
         self.reward = reward
         self.folder = RunFolder(folder)
         self.device = resolve_device(config.train.device)
+        if self.device.type == "cpu":
+            keep_host_memory()
         self._stop_signal: int | None = None
         train, seed = config.train, config.train.seed
         state = load_checkpoint(folder) if resume else None
