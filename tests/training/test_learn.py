@@ -46,14 +46,14 @@ def trainer(successes: list[bool], updates: int = 1):
 
 def test_it_ends_early_when_success_is_stable(script):
     watch = script["Watch"](1e9, 0.95)
-    assert not watch(trainer([True] * 39))
-    assert not watch(trainer([False] * 3 + [True] * 37))
-    assert not watch(trainer([True] * 40, updates=0))  # nothing has been learned yet
-    assert watch(trainer([False] * 9 + [True] * 40))
-    assert watch.reason == "success in 100% of the last 40 training episodes"
-    assert [point["episodes"] for point in watch.curve] == [39, 40, 49]
+    assert not watch(trainer([True] * 99))
+    assert not watch(trainer([False] * 6 + [True] * 94))
+    assert not watch(trainer([True] * 100, updates=0))  # nothing has been learned yet
+    assert watch(trainer([False] * 9 + [True] * 100))
+    assert watch.reason == "success in 100% of the last 100 training episodes"
+    assert [point["episodes"] for point in watch.curve] == [99, 100, 109]
     assert watch.curve[-1]["success"] == 1.0
-    assert not script["Watch"](1e9, None)(trainer([True] * 40))
+    assert not script["Watch"](1e9, None)(trainer([True] * 100))
 
 
 def test_it_ends_in_time(script):
