@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 PARTIALS = 256
 """Partial sums for a kernel to leave: two programs for a multiprocessor of the largest chips, one tile to add up."""
@@ -38,9 +38,9 @@ def column_sums(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if flat.stride(1) != 1 and flat.shape[1] > 1:
         flat = flat.contiguous()
     if len(flat) > LONG:
-        flat = _launch(flat, min(64, max(16, 1 << (flat.shape[1] - 1).bit_length())), 64, PIECES, torch.float32)
+        flat = _launch(flat, min(64, max(16, padded(flat.shape[1]))), 64, PIECES, torch.float32)
     width = max(8, 32 // flat.element_size())
-    height = min(256, 1 << (len(flat) - 1).bit_length())
+    height = min(256, padded(len(flat)))
     return _launch(flat, width, height, 1, dtype).view(x.shape[1:])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 BLOCK = 512
 
@@ -62,7 +62,7 @@ def gru_gates(gates: Tensor, bias: Tensor, state: Tensor, blocks: int, out: Tens
         return result if out is None else out.copy_(result)
     out = torch.empty(state.shape, dtype=state.dtype, device=state.device) if out is None else out
     width = state.shape[1] // blocks
-    columns = min(BLOCK, 1 << (width - 1).bit_length())
+    columns = min(BLOCK, padded(width))
     _forward[(len(state), blocks, -(-width // columns))](
         gates,
         bias,

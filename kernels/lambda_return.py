@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 
 def lambda_return_reference(
@@ -108,7 +108,7 @@ def imagined_return(
 
 def _layout(steps: int) -> tuple[int, int]:
     """The rows that one program takes, and its steps."""
-    width = 1 << (steps - 1).bit_length()
+    width = padded(steps)
     return max(1, min(32, 1024 // width)), width
 
 

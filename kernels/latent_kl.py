@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, rows_of, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton
 
 
 def latent_kl_reference(
@@ -47,7 +47,7 @@ def latent_kl(
 
 def _layout(latents: int, classes: int) -> tuple[dict[str, int], int]:
     """The tile of one program, which takes one row, and its warps."""
-    width, depth = (1 << (size - 1).bit_length() for size in (latents, classes))
+    width, depth = (padded(size) for size in (latents, classes))
     return {"LATENTS": width, "SIZE": depth}, max(1, min(8, width * depth // 512))
 
 

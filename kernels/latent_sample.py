@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 
 def latent_sample_reference(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def latent_sample_backward(
 
 def _layout(classes: int) -> tuple[int, int]:
     """The rows and columns that one program takes."""
-    width = 1 << (classes - 1).bit_length()
+    width = padded(classes)
     return max(1, 512 // width), width
 
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from genreward_fast.kernels.image_blocks import strides
 from genreward_fast.kernels.phase_norm_silu import shuffle
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 TILE = 1024
 
@@ -48,7 +48,7 @@ def phase_image_loss(x: Tensor, bias: Tensor, image: Tensor, side: int) -> Tenso
 
 def _launch(x: Tensor, side: int) -> tuple[tuple[int, ...], dict[str, int]]:
     """The kernels' sizes and options."""
-    size = 1 << (x.shape[-1] - 1).bit_length()
+    size = padded(x.shape[-1])
     options = {"SIDE": side, "ROWS": max(1, TILE // size), "SIZE": size, "num_warps": 4}
     return (x.shape[1] * x.shape[2], x.shape[2], x.shape[3]), options
 

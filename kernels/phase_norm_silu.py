@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from genreward_fast.kernels.column_sums import column_sums
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 Mode = Literal["keep", "shuffle", "pool", "pool_blocks"]
 _LAYOUTS: dict[str, int] = {"keep": 0, "pool": 0, "shuffle": 1, "pool_blocks": 2}
@@ -98,7 +98,7 @@ def _launch(x: Tensor, scale: Tensor, mode: Mode, columns: int) -> tuple[tuple[i
     size, pool = len(scale), mode.startswith("pool")
     if mode == "pool_blocks" and (x.shape[1] % 2 or x.shape[2] % 2):
         raise ValueError(f"an image of {x.shape[1]} x {x.shape[2]} pixels is no blocks of 2 x 2")
-    width = 1 << (max(size, columns) - 1).bit_length()
+    width = padded(max(size, columns))
     block = max(1, min(128, TILE // width))
     rows = x.numel() // (4 * size if pool else size)
     options = {"LAYOUT": _LAYOUTS[mode], "POOL": pool, "ROWS": block, "SIZE": width, "num_warps": 4}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genreward_fast.kernels.policy_loss import bounded_normal
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_reference
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 ROWS = 4
 
@@ -64,13 +64,9 @@ def policy_action(
     hidden, actions = embed[0].shape
     _forward[(-(-rows // ROWS),)](
         x, scale, *head, action if noise is None else noise, action, *embed, out, out.stride(0), rows, eps, *bounds,
-        UNITS=units, HIDDEN=hidden, ACTIONS=actions, FORCED=noise is None, ROWS=ROWS, X_SIZE=_padded(units),
-        Y_SIZE=_padded(hidden), num_warps=4,
+        UNITS=units, HIDDEN=hidden, ACTIONS=actions, FORCED=noise is None, ROWS=ROWS, X_SIZE=padded(units),
+        Y_SIZE=padded(hidden), num_warps=4,
     )  # fmt: skip
-
-
-def _padded(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 if HAS_TRITON:

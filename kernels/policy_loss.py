@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, rows_of, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
@@ -95,7 +95,7 @@ def policy_loss(
 
 def _layout(size: int) -> dict[str, int]:
     """The rows and actions that one program takes."""
-    width = 1 << (size - 1).bit_length()
+    width = padded(size)
     return {"ROWS": max(1, 256 // width), "SIZE": width}
 
 

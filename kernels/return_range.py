@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 HELD = 16384
 """Most values that are kept in registers; more are read again for every bit."""
@@ -47,7 +47,7 @@ def move_range(
     count = values.numel()
     result = torch.empty(3, dtype=torch.float32, device=values.device)
     (low_rank, low_share), (high_rank, high_share) = (_rank(level, count) for level in levels)
-    size = min(HELD, 1 << (count - 1).bit_length())
+    size = min(HELD, padded(count))
     _move[(1,)](
         values,
         low,

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from genreward_fast.kernels.column_sums import PARTIALS, column_sums
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 MAX_PARTIALS = PARTIALS
 """Most partial sums over rows; they are added up in a fixed order."""
@@ -110,7 +110,7 @@ def _layout(x: Tensor, scale: Tensor) -> tuple[int, int, int, int, int]:
     """Rows of each group, groups, their size, and the block of rows and columns that one program takes at a time."""
     size = scale.shape[-1]
     groups = scale.numel() // size
-    width = 1 << (size - 1).bit_length()
+    width = padded(size)
     return x.numel() // (size * groups), groups, size, max(1, min(64, 2048 // width)), width
 
 

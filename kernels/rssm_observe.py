@@ -23,9 +23,8 @@ from genreward_fast.kernels.rssm_tiles import (
     exact,
     groups,
     launch_options,
-    padded,
 )
-from genreward_fast.kernels.triton_support import HAS_TRITON
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded
 
 if HAS_TRITON:
     from genreward_fast.kernels.rssm_observe_kernels import _gates, _hidden, _linear, _project, _sample

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from genreward_fast.kernels.rssm_step import StepValues, StepWeights
-from genreward_fast.kernels.rssm_tiles import COLUMNS, NORM_EPS, ROWS, chunk, exact, groups, launch_options, padded
-from genreward_fast.kernels.triton_support import HAS_TRITON
+from genreward_fast.kernels.rssm_tiles import COLUMNS, NORM_EPS, ROWS, chunk, exact, groups, launch_options
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded
 
 if HAS_TRITON:
     from genreward_fast.kernels.rssm_observe_backward_kernels import _deter, _embedded, _gates, _hidden, _seen, _units

@@ -47,11 +47,6 @@ def exact(x: Tensor) -> bool:
     return x.dtype == torch.float32
 
 
-def padded(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
-
-
 if HAS_TRITON:
     import triton
     import triton.language as tl

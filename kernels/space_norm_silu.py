@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from genreward_fast.kernels.column_sums import column_sums
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 TILE = 1024
 MAX_PARTIALS = 32
@@ -56,7 +56,7 @@ def _launch(pieces: Tensor, scale: Tensor) -> tuple[tuple[int, ...], dict[str, i
     """The kernels' sizes and options, and how many blocks of rows there are."""
     blocks, n, width = pieces.shape
     size = len(scale)
-    tile = 1 << (size - 1).bit_length()
+    tile = padded(size)
     rows = max(1, min(128, TILE // tile))
     return (
         (n, blocks * width // size, size // blocks, size),

@@ -41,3 +41,8 @@ def rows_of(grad: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
     if not any(grad.stride()):
         return grad, 0
     return grad.contiguous(), 1
+
+
+def padded(count: int) -> int:
+    """The next power of two, which Triton's blocks must have as their size."""
+    return 1 << (count - 1).bit_length()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, rows_of, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton
 
 
 def twohot_mean_reference(logits: Tensor, bins: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _periods(logits: Tensor, target: Tensor) -> tuple[int, int]:
 
 def _tile(logits: Tensor) -> dict[str, int]:
     """The rows and columns that one program takes."""
-    width = 1 << (logits.shape[-1] - 1).bit_length()
+    width = padded(logits.shape[-1])
     return {"ROWS": max(1, 2048 // width), "SIZE": width, "num_warps": 4}
 
 

@@ -9,7 +9,6 @@ The entries are in benchmarks/results/agent_waterfall.json; `python benchmarks/r
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +20,10 @@ from genreward_fast.bench.agent import timed
 from genreward_fast.bench.contestant import Spec
 from genreward_fast.bench.ours import config_of
 from genreward_fast.bench.parity import UPDATES, parity
-from genreward_fast.bench.timing import device_name
+from genreward_fast.bench.timing import code_version, device_name
 from genreward_fast.files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "agent_waterfall.json"
-
-
-def commit() -> str:
-    """Of this checkout, with + if it has been changed; empty outside of one."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return done.stdout.strip()
 
 
 def exactness(spec: Spec, updates: int) -> dict[str, Any]:
@@ -62,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--imagination", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring")
     parser.add_argument("--updates", type=int, default=UPDATES, help="over which the parity is taken")
-    parser.add_argument("--commit", default=commit(), help="whose code it is  [default: this checkout's]")
+    parser.add_argument(
+        "--commit", default=code_version(Path(__file__).parent), help="whose code it is  [default: this checkout's]"
+    )
     parser.add_argument("--plain", action="store_true", help="without a CUDA graph")
     options = parser.parse_args(arguments)
     spec = Spec(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from genreward_fast.bench.timing import code_version
 from genreward_fast.config import Overrides, resolve
 from genreward_fast.errors import RunFailed, UserError
 from genreward_fast.files import atomic_path, write_json
@@ -81,17 +81,6 @@ class Watch:
         return False
 
 
-def commit() -> str:
-    """Of this checkout, with + if it has been changed; empty outside of one."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return done.stdout.strip()
-
-
 def draw(result: dict[str, Any], path: Path) -> None:
     """Success and return of the training episodes over minutes, and the evaluation, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -147,7 +136,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-episodes", type=int, default=20)
     parser.add_argument("--stable", type=float, default=0.95, help="rate of success that ends training; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commit", default=commit(), help="whose code it is  [default: this checkout's]")
+    parser.add_argument(
+        "--commit", default=code_version(Path(__file__).parent), help="whose code it is  [default: this checkout's]"
+    )
     parser.add_argument("--out", type=Path, help="run folder  [default: a temporary one]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON and the PNG")
     return parser.parse_args(arguments)

@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 @functools.cache
-def _stream(device: torch.device, name: str) -> torch.cuda.Stream:
+def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
 @contextmanager
-def beside(name: str, *tensors: Tensor) -> Iterator[None]:
-    """What is launched inside runs on the stream `name`, after all before it and beside what follows; so do gradients.
+def beside(*tensors: Tensor) -> Iterator[None]:
+    """What is launched inside runs on a stream of its own, after all before it and beside what follows.
 
-    `join` waits for it. Elsewhere than on CUDA nothing changes.
+    Its gradients run there, too. `join` waits for it. Elsewhere than on CUDA nothing changes.
 
     Args:
         tensors: what it reads, at least one. Their memory is not given to anybody else while the stream may need it.
@@ -28,7 +28,7 @@ def beside(name: str, *tensors: Tensor) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = _stream(device, name)
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     for tensor in tensors:
         tensor.record_stream(stream)
@@ -36,7 +36,7 @@ def beside(name: str, *tensors: Tensor) -> Iterator[None]:
         yield
 
 
-def join(name: str, device: torch.device) -> None:
+def join(device: torch.device) -> None:
     """Lets what follows wait for all that ran `beside`."""
     if device.type == "cuda":
-        torch.cuda.current_stream(device).wait_stream(_stream(device, name))
+        torch.cuda.current_stream(device).wait_stream(_stream(device))

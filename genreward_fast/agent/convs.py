@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from genreward_fast.agent.narrow import norm_silu
-from genreward_fast.agent.nets import NORM_EPS, Layer, RMSNorm, _truncated_normal
+from genreward_fast.agent.nets import NORM_EPS, Layer, RMSNorm, truncated_normal
 from genreward_fast.kernels.phase_norm_silu import Mode, phase_norm_silu
 from genreward_fast.kernels.phase_weights import phase_weights
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
@@ -37,7 +37,7 @@ class Conv(Layer):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def initialize(self, generator: torch.Generator) -> None:
-        _truncated_normal(self.weight, math.prod(self.weight.shape[1:]), 1.0, generator)
+        truncated_normal(self.weight, math.prod(self.weight.shape[1:]), 1.0, generator)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:

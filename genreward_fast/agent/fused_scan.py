@@ -161,7 +161,7 @@ def _gradients(
         assert sums is not None
         return by_x, sums
 
-    in_scale = torch.stack([weights.deter_scale, weights.stoch_scale])
+    in_scale = grads.embedded.scale
     deters, stochs = old(deter, values.deter), old(stoch, values.stoch)
     by_embedded, in_sums = by_norm(grads.shared, values.embedded, in_scale)
     by_hidden, hidden_sums = by_norm(grads.active, values.hidden, weights.hidden_scale)

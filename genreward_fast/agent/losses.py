@@ -6,20 +6,6 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.distributions import Normal, TwoHot
-from genreward_fast.kernels.latent_kl import latent_kl
-
-
-def kl_losses(posterior: Tensor, prior: Tensor, unimix: float, free_nats: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Dynamics and representation loss: KL(sg(posterior) ‖ prior) and KL(posterior ‖ sg(prior)), at least `free_nats`.
-
-    Args:
-        posterior, prior: (..., stoch, classes) raw logits.
-
-    Returns:
-        The two losses, each (...), and the mean entropies of prior and posterior, (2,).
-    """
-    dyn, rep, *entropies = latent_kl(posterior, prior, unimix, free_nats)
-    return dyn, rep, torch.stack([entropy.mean() for entropy in entropies])
 
 
 def image_loss(pixels: Tensor, image: Tensor) -> Tensor:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from genreward_fast.agent.dense import dense, linear
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
+from genreward_fast.kernels.rssm_tiles import NORM_EPS as NORM_EPS
 from genreward_fast.kernels.triton_support import runs_triton
 
-NORM_EPS = 1e-4
 
-
-def _truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator) -> None:
+def truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator) -> None:
     """Fills `weight` with a normal cut at two deviations; 1.1368 restores the variance that the cut takes away."""
     with torch.no_grad():
         if outscale == 0:
@@ -68,7 +67,7 @@ class Linear(Layer):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def initialize(self, generator: torch.Generator) -> None:
-        _truncated_normal(self.weight, self.weight.shape[1], self.outscale, generator)
+        truncated_normal(self.weight, self.weight.shape[1], self.outscale, generator)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ class BlockLinear(Layer):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def initialize(self, generator: torch.Generator) -> None:
-        _truncated_normal(self.weight, self.inputs, 1.0, generator)
+        truncated_normal(self.weight, self.inputs, 1.0, generator)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:

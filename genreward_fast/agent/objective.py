@@ -76,7 +76,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
     observed = model.rssm.observe(start, tokens, batch.action[:, k - 1 : -1], batch.is_first[:, k:], sampler)
     prior = model.rssm.prior(observed.state.deter)
     losses["dyn"], losses["rep"], *entropies = latent_kl(observed.logit, prior, config.unimix, config.free_nats)
-    with beside("decoder", observed.state.deter, observed.state.stoch, image):
+    with beside(observed.state.deter, observed.state.stoch, image):
         losses["image"] = model.decoder.loss(observed.state.deter, observed.state.stoch, image)
     features = observed.state.features()
     reward_logits, con_logit, value_logits = outputs([model.reward, model.continuation, model.critic], features)
@@ -128,7 +128,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
 
-    join("decoder", image.device)
+    join(image.device)
     # All means, magnitudes and deviations at once.
     measured = {
         "latent/prior_entropy": entropies[0],

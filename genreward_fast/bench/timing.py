@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +29,12 @@ class Limits:
     def milliseconds(self, size: int, flops: int) -> float:
         """The least time to move `size` bytes and do `flops` operations, whichever takes longer."""
         return max(size / (self.gigabytes_per_second * 1e6), flops / (self.tflops * 1e9))
+
+
+def code_version(folder: Path) -> str:
+    """The commit of the checkout that `folder` lies in, with + if it has been changed; empty outside of one."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout.strip()
 
 
 def median_ms(function: Callable[[], Any], device: torch.device, seconds: float = 0.3, flush: bool = False) -> float:
