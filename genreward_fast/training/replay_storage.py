@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from genreward_fast.agent.memory import free_bytes
 from genreward_fast.errors import UserError
 from genreward_fast.training.replay_config import ReplayConfig
 
@@ -22,7 +22,7 @@ def choose_device(size: int, device: torch.device | str, reserve: int = 0) -> to
     for the networks and their activations; in host memory otherwise.
 
     Raises:
-        UserError: they exceed the host's memory, too, together with the networks if those are there.
+        UserError: they exceed what the host has free, too, together with the networks if those are there.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -31,8 +31,8 @@ def choose_device(size: int, device: torch.device | str, reserve: int = 0) -> to
             return device
     if device.type not in ("cuda", "cpu"):
         return device
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size + (reserve if device.type == "cpu" else 0) > memory:
+    memory = free_bytes(torch.device("cpu"))
+    if memory is not None and size + (reserve if device.type == "cpu" else 0) > memory:
         beside = f", of which the agent takes {reserve / 1e9:.1f}" if reserve and device.type == "cpu" else ""
         raise UserError(
             f"the replay needs {size / 1e9:.1f} GB and this machine has {memory / 1e9:.1f} GB{beside}: "

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genreward_fast.errors import UserError
+from genreward_fast.training import replay_storage
 from genreward_fast.training.replay_config import ReplayConfig
 from genreward_fast.training.replay_storage import RowStore, choose_device
 
@@ -20,13 +21,13 @@ def config(**changes):
 @pytest.mark.parametrize(("size", "kept_on"), [(5 * GIB, "cuda"), (5 * GIB + 1, "cpu")])
 def test_rows_stay_on_the_gpu_up_to_half_of_its_free_memory(monkeypatch, size, kept_on):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
-    monkeypatch.setattr("os.sysconf", lambda name: 2**20 if name == "SC_PHYS_PAGES" else 2**16)
+    monkeypatch.setattr(replay_storage, "free_bytes", lambda device: 64 * GIB)
     assert choose_device(size, "cuda").type == kept_on
 
 
 def test_more_than_the_host_has_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB, GIB))
-    monkeypatch.setattr("os.sysconf", lambda name: 1024)
+    monkeypatch.setattr(replay_storage, "free_bytes", lambda device: 2**20)
     for device in ("cpu", "cuda"):
         with pytest.raises(UserError, match=r"needs 5.4 GB and this machine has 0.0 GB: lower its capacity"):
             choose_device(5 * GIB, device)
