@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from genreward_fast.agent.distributions import Normal, TwoHot
+from genreward_fast.agent.distributions import TwoHot
 
 
 def image_loss(pixels: Tensor, image: Tensor) -> Tensor:
@@ -16,32 +15,6 @@ def image_loss(pixels: Tensor, image: Tensor) -> Tensor:
         image: (..., H, W, 3) uint8.
     """
     return (pixels.float() - image.float() / 255).square().sum((-3, -2, -1))
-
-
-def imagination_weight(con: Tensor, discount: float) -> Tensor:
-    """(N, H + 1) probabilities of continuation to the weight of each step, without gradient.
-
-    The weight of the first step is con[0], not 1: it is the chance that its state is no end of an episode.
-    """
-    return torch.cumprod(discount * con.detach(), 1) / discount
-
-
-def actor_loss(
-    policy: Normal, action: Tensor, advantage: Tensor, weight: Tensor, entropy_scale: float
-) -> tuple[Tensor, Tensor]:
-    """REINFORCE with an entropy bonus, and the policy's entropy.
-
-    Args:
-        policy: over (N, H, A).
-        action: (N, H, A), what the policy drew.
-        advantage, weight: (N, H), constants.
-
-    Returns:
-        (N, H) loss and (N, H) entropy in nats.
-    """
-    entropy = policy.entropy()
-    gain = policy.log_prob(action.detach()) * advantage.detach() + entropy_scale * entropy
-    return -weight.detach() * gain, entropy
 
 
 def critic_loss(value: TwoHot, returns: Tensor, slow: Tensor, slow_scale: float, weight: Tensor) -> Tensor:

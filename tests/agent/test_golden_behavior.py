@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from genreward_fast.agent.distributions import Normal, TwoHot, symexp_bins
-from genreward_fast.agent.losses import actor_loss, critic_loss, imagination_weight
+from genreward_fast.agent.losses import critic_loss
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.returns import ReturnRange, lambda_return
+from genreward_fast.kernels.lambda_return import imagined_return
+from genreward_fast.kernels.policy_loss import policy_loss
 
 
 def test_twohot(golden):
@@ -72,17 +74,21 @@ def imagined_losses(arrays, spread, rew, grads=False, slow_target=False, discoun
     slow = TwoHot(arrays["imag/in/slowvalue_logits"], bins).pred()
     con = arrays["imag/in/con"]
     target = slow if slow_target else value.pred().detach()
-    ret = lambda_return(rew, 1 - con, torch.zeros_like(con), target, discount, float(arrays["cfg/imag_lam"]))
+    lam = float(arrays["cfg/imag_lam"])
+    chances, ret, weight = (x.t() for x in imagined_return(rew.t(), con.logit().t(), target.t(), discount, lam))
+    assert torch.allclose(chances, con, atol=1e-6)
     if update:
         spread.update(ret)
-    advantage = (ret - target[:, :-1]) / spread.scale()
-    weight = imagination_weight(con, discount)
     policy = Normal(mean, stddev)
-    short = Normal(mean[:, :-1], stddev[:, :-1])
     entropy = float(arrays["cfg/imag_actent"]) if entropy is None else entropy
-    policy_loss, _ = actor_loss(short, arrays["imag/in/action"][:, :-1], advantage, weight[:, :-1], entropy)
+    low, high = 0.1, 1.0
+    raw = torch.cat([mean.atanh(), ((stddev - low) / (high - low)).logit() - 2.0], -1)
+    action = arrays["imag/in/action"].transpose(0, 1)[:-1]
+    constants = action, ret.t(), target.t(), weight.t(), spread.scale()
+    loss, _, _, advantage = policy_loss(raw.transpose(0, 1), *constants, low, high, entropy)
+    actor, advantage = loss.t(), advantage.t()
     value_loss = critic_loss(value[:, :-1], ret, slow[:, :-1], float(arrays["cfg/imag_slowreg"]), weight[:, :-1])
-    results = {"policy": policy_loss, "value": value_loss, "ret": ret}
+    results = {"policy": actor, "value": value_loss, "ret": ret}
     results |= {"retnorm_lo": spread.low.clone(), "retnorm_hi": spread.high.clone()}
     mids = {
         "weight": weight,
@@ -92,7 +98,7 @@ def imagined_losses(arrays, spread, rew, grads=False, slow_target=False, discoun
         "slowvalue_pred": slow,
     }
     if grads:
-        total = policy_loss.mean() + value_loss.mean()
+        total = actor.mean() + value_loss.mean()
         found = torch.autograd.grad(total, (mean, stddev, logits))
         results |= {f"grad/{name}": g for name, g in zip(("mean", "stddev", "value_logits"), found)}
         results |= {
