@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
 
@@ -18,10 +16,10 @@ def loss_total_reference(
     losses: Sequence[Tensor], scales: Sequence[float], others: Sequence[Tensor] = ()
 ) -> tuple[Tensor, Tensor]:
     """What `loss_total` computes, in plain PyTorch."""
-    vectors = [x.detach() for x in (*losses, *others)]
-    means = [loss.mean() for loss in losses]
+    vectors = [*losses, *others]
+    means = [x.mean() for x in vectors]
     rows = [
-        torch.stack([x.mean() for x in vectors]),
+        torch.stack(means),
         torch.stack([x.abs().mean() for x in vectors]),
         torch.stack([(x - x.mean()).square().sum() / (x.numel() - 1) for x in vectors]).sqrt(),
     ]
@@ -31,7 +29,7 @@ def loss_total_reference(
 def loss_total(
     losses: Sequence[Tensor], scales: Sequence[float], others: Sequence[Tensor] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Σ scale · mean(loss), with gradients, and statistics.
+    """Σ scale · mean(loss), and statistics. Without gradients.
 
     Args:
         losses: float32 of any shapes, none empty.
@@ -39,47 +37,26 @@ def loss_total(
         others: more float32 tensors, only for the statistics.
 
     Returns:
-        The sum, 0-d; and (3, K) float32 for the K = len(losses) + len(others) tensors, without gradients: the mean, the
-        mean magnitude, and the standard deviation (NaN for a single number).
+        The sum, 0-d; and (3, K) float32 for the K = len(losses) + len(others) tensors: the mean, the mean magnitude,
+        and the standard deviation (NaN for a single number).
     """
     if not runs_triton(*losses, *others):
         return loss_total_reference(losses, scales, others)
-    return _LossTotal.apply(tuple(scales), tuple(x.detach() for x in others), *losses)
-
-
-class _LossTotal(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, scales: tuple[float, ...], others: tuple[Tensor, ...], *losses: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        vectors = tuple(x.contiguous() for x in (*losses, *others))
-        count, device = len(vectors), losses[0].device
-        statistics = torch.empty(3, count, dtype=torch.float32, device=device)
-        # What each loss adds, and the gradient of the sum by each of its elements.
-        shares, rates = (torch.empty(len(losses), dtype=torch.float32, device=device) for _ in range(2))
-        _statistics[(count,)](
-            vectors,
-            tuple(x.numel() for x in vectors),
-            tuple(float(x) for x in scales),
-            statistics,
-            shares,
-            rates,
-            COUNT=count,
-            LOSSES=len(losses),
-            SIZE=BLOCK,
-            num_warps=8,
-        )
-        ctx.save_for_backward(rates)
-        ctx.shapes = [x.shape for x in losses]
-        ctx.mark_non_differentiable(statistics)
-        ctx.set_materialize_grads(False)
-        return shares.sum(), statistics
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        rates = ctx.saved_tensors[0] * grad
-        return None, None, *(rate.expand(shape) for rate, shape in zip(rates.unbind(), ctx.shapes))
+    vectors = tuple(x.contiguous() for x in (*losses, *others))
+    statistics = torch.empty(3, len(vectors), dtype=torch.float32, device=vectors[0].device)
+    shares = torch.empty(len(losses), dtype=torch.float32, device=vectors[0].device)
+    _statistics[(len(vectors),)](
+        vectors,
+        tuple(x.numel() for x in vectors),
+        tuple(float(x) for x in scales),
+        statistics,
+        shares,
+        COUNT=len(vectors),
+        LOSSES=len(losses),
+        SIZE=BLOCK,
+        num_warps=8,
+    )
+    return shares.sum(), statistics
 
 
 if HAS_TRITON:
@@ -93,7 +70,6 @@ if HAS_TRITON:
         scales,
         statistics,
         shares,
-        rates,
         COUNT: tl.constexpr,
         LOSSES: tl.constexpr,
         SIZE: tl.constexpr,
@@ -124,4 +100,3 @@ if HAS_TRITON:
         for k in tl.static_range(LOSSES):
             if which == k:
                 tl.store(shares + k, mean * scales[k])
-                tl.store(rates + k, scales[k] / count)

@@ -263,11 +263,10 @@ class Agent(Saving):
     def _update(self, *inputs: Tensor, sampler: Sampler | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """All of an update that happens on the device: the metrics in one tensor, and the latents."""
         batch = Batch(**dict(zip(_BATCH_FIELDS, inputs)), index=_NO_INDEX)
-        with self._products(), self.model.recording():
-            result = objective.compute(self.model, self.config, batch, sampler or self.sampler)
-            gradients = self.model.gradients(result.loss)
+        with self._products(), self.model.recording() as gradients:
+            result = objective.compute(self.model, self.config, batch, sampler or self.sampler, gradients)
         # With the step moves the slow critic: that of the next update knows of this one's parameters.
-        norm = self.optimizer.apply(gradients)
+        norm = self.optimizer.apply(gradients.total())
         metrics = {**result.metrics, "opt/grad_norm": norm}
         self._metric_names = list(metrics)
         observed, values = result.observed, torch.stack(list(metrics.values()))

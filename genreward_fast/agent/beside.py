@@ -9,26 +9,30 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+AHEAD = -1
+"""Priority of a stream whose work goes before that of the streams here, which have the lowest."""
+
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
+def _stream(name: str, device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
 @contextmanager
-def beside(*tensors: Tensor) -> Iterator[None]:
-    """What is launched inside runs on a stream of its own, after all before it and beside what follows.
+def beside(name: str, *tensors: Tensor) -> Iterator[None]:
+    """What is launched inside runs on the stream of this name, after all before it and beside what follows.
 
-    Its gradients run there, too. `join` waits for it. Elsewhere than on CUDA nothing changes.
+    `join` waits for it. Elsewhere than on CUDA nothing changes.
 
     Args:
-        tensors: what it reads, at least one. Their memory is not given to anybody else while the stream may need it.
+        tensors: what it reads of others, at least one. Their memory is not given to anybody else while the stream may
+            need it.
     """
     device = tensors[0].device
     if device.type != "cuda":
         yield
         return
-    stream = _stream(device)
+    stream = _stream(name, device)
     stream.wait_stream(torch.cuda.current_stream(device))
     for tensor in tensors:
         tensor.record_stream(stream)
@@ -36,7 +40,7 @@ def beside(*tensors: Tensor) -> Iterator[None]:
         yield
 
 
-def join(device: torch.device) -> None:
-    """Lets what follows wait for all that ran `beside`."""
+def join(name: str, device: torch.device) -> None:
+    """Lets what follows wait for all that ran on the stream of this name."""
     if device.type == "cuda":
-        torch.cuda.current_stream(device).wait_stream(_stream(device))
+        torch.cuda.current_stream(device).wait_stream(_stream(name, device))

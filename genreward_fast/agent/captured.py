@@ -8,6 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from genreward_fast.agent.beside import AHEAD
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 _ALIGN = 16
@@ -69,8 +71,8 @@ class _Graph:
         self.graph.register_generator_state(generator)
         # A stream of its own: cuBLAS keeps a workspace for each stream, and the one that this graph will go on using
         # is then allocated while it is recorded, out of memory that nothing else gets. "thread_local": other threads
-        # may use the device meanwhile.
-        stream = torch.cuda.Stream(device)
+        # may use the device meanwhile. A graph keeps the priorities of the streams that it was recorded on.
+        stream = torch.cuda.Stream(device, priority=AHEAD)
         with (
             torch.cuda.device(device),
             torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"),

@@ -79,24 +79,13 @@ class Casts:
             self._versions = versions
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Keeps the uses for `gradients`, which belongs inside."""
-        self._uses = [[] for _ in self.flat.tensors]
+    def recording(self) -> Iterator[list[list[Tensor]]]:
+        """Gives the list of each parameter and its uses inside, which grows with them."""
+        self._uses = [[tensor] for tensor in self.flat.tensors]
         try:
-            yield
+            yield self._uses
         finally:
             self._uses = None
-
-    def gradients(self, loss: Tensor) -> list[list[Tensor]]:
-        """For each parameter the gradients of its uses, through copies or by itself, each in the dtype of the use."""
-        assert self._uses is not None
-        uses = [[tensor, *copies] for tensor, copies in zip(self.flat.tensors, self._uses)]
-        found = iter(torch.autograd.grad(loss, [use for group in uses for use in group], allow_unused=True))
-        gradients = [[g for g in [next(found) for _ in group] if g is not None] for group in uses]
-        for name, group in zip(self.flat.names, gradients):
-            if not group:
-                raise RuntimeError(f"the loss does not depend on {name}")
-        return gradients
 
     def _use(self, position: int) -> Tensor:
         parameter, copy = self.flat.tensors[position], self._copies[position]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.decoder import Decoder
 from genreward_fast.agent.encoder import Encoder
 from genreward_fast.agent.flat import Casts, Flat
+from genreward_fast.agent.gradients import Gradients
 from genreward_fast.agent.heads import Actor, ContinuationHead, ScalarHead
 from genreward_fast.agent.nets import initialize
 from genreward_fast.agent.returns import ReturnRange
@@ -75,12 +77,9 @@ class Model(nn.Module):
             if casts is not None:
                 casts.refresh(force)
 
-    def recording(self) -> AbstractContextManager[None]:
-        """In here, `gradients` can be asked for those of losses that were computed in here."""
-        return nullcontext() if self.casts is None else self.casts.recording()
-
-    def gradients(self, loss: Tensor) -> list[list[Tensor]]:
-        """For each trained parameter one gradient or more, whose sum is the loss's."""
-        if self.casts is not None:
-            return self.casts.gradients(loss)
-        return [[gradient] for gradient in torch.autograd.grad(loss, self.flat.tensors)]
+    @contextmanager
+    def recording(self) -> Iterator[Gradients]:
+        """Gathers the gradients of losses that are computed inside."""
+        leaves = nullcontext([[tensor] for tensor in self.flat.tensors])
+        with leaves if self.casts is None else self.casts.recording() as uses:
+            yield Gradients(self.flat.names, uses)

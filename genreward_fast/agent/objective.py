@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from genreward_fast.agent.beside import beside, join
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
+from genreward_fast.agent.gradients import Gradients
 from genreward_fast.agent.heads import outputs
 from genreward_fast.agent.imagination import imagine
 from genreward_fast.agent.losses import critic_loss
@@ -24,13 +27,15 @@ from genreward_fast.kernels.policy_loss import policy_loss
 from genreward_fast.kernels.triton_support import runs_triton
 from genreward_fast.types import Batch
 
+Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Outputs, and the gradient by each."""
+
 
 @dataclass(frozen=True)
 class Objective:
-    """One update's loss and what it came from; B sequences of T trained rows, N = B * T, H imagined steps.
+    """One update's losses and what they came from; B sequences of T trained rows, N = B * T, H imagined steps.
 
     Attributes:
-        loss: 0-d, with gradients.
         losses: each loss before its mean and its weight, without gradients: (B, T), except policy and value, which
             are (N, H), and repval, which is (B, T - 1).
         metrics: 0-d each, without gradients.
@@ -42,7 +47,6 @@ class Objective:
         replay_return: (B, T - 1).
     """
 
-    loss: Tensor
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
     tokens: Tensor
@@ -54,13 +58,18 @@ class Objective:
     replay_return: Tensor
 
 
-def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -> Objective:
-    """Computes the loss of one update; moves the return range on the way, before the loss uses it.
+def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, gradients: Gradients) -> Objective:
+    """Computes the losses of one update and their gradients; moves the return range on the way, before a loss uses it.
+
+    Only the replay value reaches back through imagination's results, and only imagination's own losses do not reach the
+    world model. So the world model's heads and decoder go there and back while imagination runs, and actor and critic
+    learn while the gradients pass back through the sequence.
 
     Args:
         batch: `batch_length` + `context` rows with images and latents. The last context row's latents are the state
             to start from. Its reward and flags play no part, so nothing is reset at the first trained row unless that
             row starts an episode.
+        gradients: gets those of the whole loss.
     """
     if batch.image is None or batch.deter is None or batch.stoch is None:
         raise ValueError("an update of the agent needs a batch with image, deter and stoch")
@@ -71,50 +80,50 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
     start = State(batch.deter[:, k - 1].to(config.compute_dtype), stoch)
     losses: dict[str, Tensor] = {}
 
+    def learn(*names: str, more: Pairs = (), inputs: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Adds the gradients of these losses' scaled means."""
+        shares = [_share(getattr(config, f"scale_{name}"), losses[name]) for name in names]
+        outputs = [*(losses[name] for name in names), *(output for output, _ in more)]
+        return gradients.add(outputs, [*shares, *(by for _, by in more)], inputs)
+
     # World model.
     tokens = model.encoder(image)
     observed = model.rssm.observe(start, tokens, batch.action[:, k - 1 : -1], batch.is_first[:, k:], sampler)
-    prior = model.rssm.prior(observed.state.deter)
-    losses["dyn"], losses["rep"], *entropies = latent_kl(observed.logit, prior, config.unimix, config.free_nats)
-    with beside(observed.state.deter, observed.state.stoch, image):
-        losses["image"] = model.decoder.loss(observed.state.deter, observed.state.stoch, image)
-    features = observed.state.features()
-    reward_logits, con_logit, value_logits = outputs([model.reward, model.continuation, model.critic], features)
-    losses["reward"] = model.reward.distribution(reward_logits).loss(reward)
-    con_scale = config.discount if config.continue_discount else 1.0
-    losses["con"] = continuation_loss(con_logit.squeeze(-1), terminal, con_scale)
+    reached = [observed.state.deter, observed.state.stoch, observed.logit]
+    with beside("world model", *reached, image, reward, terminal):
+        deter, stoch, logit = seen = [x.detach().requires_grad_() for x in reached]
+        losses["dyn"], losses["rep"], *entropies = latent_kl(
+            logit, model.rssm.prior(deter), config.unimix, config.free_nats
+        )
+        reward_logits, con_logit = outputs([model.reward, model.continuation], State(deter, stoch).features())
+        losses["reward"] = model.reward.distribution(reward_logits).loss(reward)
+        con_scale = config.discount if config.continue_discount else 1.0
+        losses["con"] = continuation_loss(con_logit.squeeze(-1), terminal, con_scale)
+        losses["image"] = model.decoder.loss(deter, stoch, image)
+        by_reached = learn("dyn", "rep", "reward", "con", "image", inputs=seen)
+    (value_logits,) = outputs([model.critic], observed.state.features())
 
     # Imagination. Neither the start nor the imagined states pass a gradient on. Time comes first, so that leaving out
     # the last step leaves what is contiguous as it is.
     with torch.no_grad():
         states = State(observed.state.deter.detach().flatten(0, 1), observed.state.stoch.detach().flatten(0, 1))
-        steps = config.imagination
-        dreamed = features.new_empty(steps + 1, len(states.deter), features.shape[-1])
+        width = config.feature_size
+        dreamed = tokens.new_empty(config.imagination + 1, len(states.deter), width)
         imagined = dream(model, states, dreamed, sampler)
+    with beside("behaviour", dreamed):
+        dreamed_logits, policy_raw = outputs([model.critic, model.actor], dreamed)
+        value = model.critic.distribution(dreamed_logits)
+        target_value = None if config.slow_target else value.pred()
+    with torch.no_grad():
         fixed = outputs([model.reward, model.continuation, model.slow_critic], dreamed)
         dreamed_reward = model.reward.distribution(fixed[0]).pred()
         slow_value = model.slow_critic.distribution(fixed[2]).pred()
-    dreamed_logits, policy_raw = outputs([model.critic, model.actor], dreamed)
-    value = model.critic.distribution(dreamed_logits)
-    with torch.no_grad():
-        target_value = slow_value if config.slow_target else value.pred()
+        join("behaviour", image.device)
+        target_value = slow_value if target_value is None else target_value
         discount = 1.0 if config.continue_discount else config.discount
         dreamed_con, returns, weight = imagined_return(
             dreamed_reward, fixed[1].squeeze(-1), target_value, discount, config.lam
         )
-        low, high, scale = model.return_range.update(returns).unbind()
-    losses["policy"], entropy, stddev, advantage = policy_loss(
-        policy_raw,
-        imagined.action.transpose(0, 1),
-        returns,
-        target_value,
-        weight,
-        scale,
-        config.min_std,
-        config.max_std,
-        config.entropy,
-    )
-    losses["value"] = critic_loss(value, returns, slow_value[:-1], config.slow_regularizer, weight[:-1])
 
     # Replay. The imagined returns of the same rows are what the replayed returns bootstrap from; the gradient of this
     # loss reaches the world model.
@@ -127,8 +136,25 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         config.slow_regularizer,
         torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
+    with beside("behaviour", returns, slow_value, weight, imagined.action):
+        low, high, scale = model.return_range.update(returns).unbind()
+        losses["policy"], entropy, stddev, advantage = policy_loss(
+            policy_raw,
+            imagined.action.transpose(0, 1),
+            returns,
+            target_value,
+            weight,
+            scale,
+            config.min_std,
+            config.max_std,
+            config.entropy,
+        )
+        losses["value"] = critic_loss(value, returns, slow_value[:-1], config.slow_regularizer, weight[:-1])
+        learn("policy", "value")
+    join("world model", image.device)
+    learn("repval", more=list(zip(reached, by_reached)))
+    join("behaviour", image.device)
 
-    join(image.device)
     # All means, magnitudes and deviations at once.
     measured = {
         "latent/prior_entropy": entropies[0],
@@ -144,16 +170,16 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         "replay/reward": reward,
         "replay/return": replay_return,
     }
+    losses = {name: loss.detach() for name, loss in losses.items()}
     scales = [getattr(config, f"scale_{name}") for name in losses]
     loss, statistics = loss_total(list(losses.values()), scales, list(measured.values()))
     metrics = dict(zip([*(f"loss/{name}" for name in losses), *measured], statistics[0].unbind()))
     place = list(metrics).index("policy/advantage")
     metrics["policy/advantage_mean"] = metrics.pop("policy/advantage")
     metrics["policy/advantage_magnitude"], metrics["policy/advantage_std"] = statistics[1:, place].unbind()
-    metrics |= {"loss/total": loss.detach(), "return/scale": scale, "return/low": low, "return/high": high}
+    metrics |= {"loss/total": loss, "return/scale": scale, "return/low": low, "return/high": high}
     return Objective(
-        loss=loss,
-        losses={name: _batch_first(name, value.detach()) for name, value in losses.items()},
+        losses={name: _batch_first(name, value) for name, value in losses.items()},
         metrics=metrics,
         tokens=tokens,
         observed=observed,
@@ -163,6 +189,17 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler) -
         imagined_return=returns.t(),
         replay_return=replay_return,
     )
+
+
+def _share(scale: float, loss: Tensor) -> Tensor:
+    """The gradient of scale · mean(loss)."""
+    return _constant(scale / loss.numel(), loss.dtype, loss.device).expand(loss.shape)
+
+
+@functools.cache
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: the plain update before a capture makes those that the graph then only reads."""
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def dream(model: Model, start: State, dreamed: Tensor, sampler: Sampler) -> Imagined:

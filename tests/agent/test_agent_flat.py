@@ -132,8 +132,11 @@ def test_gradients_by_the_parameters_themselves_need_no_update():
 
 def test_a_parameter_without_gradient_is_an_error():
     agent = make_agent()
-    with agent.model.recording(), pytest.raises(RuntimeError, match=r"encoder\.convs\.0\.weight"):
-        agent.model.gradients(agent.model.actor(torch.randn(2, agent.config.feature_size)).mean.sum())
+    with agent.model.recording() as gradients:
+        mean = agent.model.actor(torch.randn(2, agent.config.feature_size)).mean
+        gradients.add([mean], [torch.ones_like(mean)])
+        with pytest.raises(RuntimeError, match=r"encoder\.convs\.0\.weight"):
+            gradients.total()
 
 
 def test_collecting_adds_and_widens():
