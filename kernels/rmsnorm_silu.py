@@ -176,7 +176,7 @@ if HAS_TRITON:
         group, groups = tl.program_id(1), tl.num_programs(1)
         column = tl.arange(0, SIZE)
         factor = tl.load(scale + group * size + column, mask=column < size, other=0.0)
-        of_scale, of_x = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
+        of_scale, of_x = tl.zeros([ROWS, SIZE], tl.float32), tl.zeros([ROWS, SIZE], tl.float32)
         for block in range(per_program):
             row = (tl.program_id(0).to(tl.int64) * per_program + block) * ROWS + tl.arange(0, ROWS)
             inside = (row < rows)[:, None] & (column < size)[None, :]
@@ -193,9 +193,9 @@ if HAS_TRITON:
             result = (rate[:, None] * (by_unit - unit * along[:, None])).to(by_x.dtype.element_ty)
             tl.store(by_x + at, result, mask=inside)
             if SUMS:
-                of_scale += tl.sum(by_normed * unit, 0)
-                of_x += tl.sum(result.to(tl.float32), 0)
+                of_scale += by_normed * unit
+                of_x += result.to(tl.float32)
         if SUMS:
             at = (tl.program_id(0) * 2 * groups + group) * size + column
-            tl.store(partial + at, of_scale, mask=column < size)
-            tl.store(partial + at + groups * size, of_x, mask=column < size)
+            tl.store(partial + at, tl.sum(of_scale, 0), mask=column < size)
+            tl.store(partial + at + groups * size, tl.sum(of_x, 0), mask=column < size)

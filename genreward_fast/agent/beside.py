@@ -29,14 +29,22 @@ def beside(name: str, *tensors: Tensor) -> Iterator[None]:
             need it.
     """
     device = tensors[0].device
+    if device.type == "cuda":
+        stream = _stream(name, device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        for tensor in tensors:
+            tensor.record_stream(stream)
+    with resumed(name, device):
+        yield
+
+
+@contextmanager
+def resumed(name: str, device: torch.device) -> Iterator[None]:
+    """Like `beside`, but waits for nothing that has been launched elsewhere since."""
     if device.type != "cuda":
         yield
         return
-    stream = _stream(name, device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    for tensor in tensors:
-        tensor.record_stream(stream)
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(_stream(name, device)):
         yield
 
 

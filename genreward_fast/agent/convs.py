@@ -43,14 +43,14 @@ class Conv(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.cast("weight", x.dtype), self.cast("bias", x.dtype), padding="same")
 
-    def blocks(self, x: Tensor, side: int = 2) -> Tensor:
+    def blocks(self, x: Tensor, side: int = 2, columns: int | None = None) -> Tensor:
         """The same without the bias: (N, H, W, blocks) to (N, H, W, blocks of side x side outputs).
 
         A block of inputs has side / `scale` pixels a side. Channels are (row in the block, column in the block,
-        channel), of the inputs perhaps more, which count for nothing.
+        channel), of the inputs perhaps more, which count for nothing, and of the outputs zeros up to `columns`.
         """
-        rows = side**2 * len(self.weight)
-        weight = phase_weights(self.weight, x.dtype, side, self.scale, rows, x.shape[-1])
+        columns = columns or side**2 * len(self.weight)
+        weight = phase_weights(self.weight, x.dtype, side, self.scale, columns, x.shape[-1])
         return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
 
 

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         return x
 
     def _in_blocks(self, x: Tensor) -> Tensor:
-        """(N, 4, 4, channels) to (N, 16, 16, blocks of 4 x 4 x 3), before the last bias and sigmoid."""
+        """(N, 4, 4, channels) to (N, 16, 16, blocks of 4 x 4 x 3, then zeros), before the last bias and sigmoid."""
         last = len(self.convs) - 1
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             assert isinstance(conv, UpConv)
@@ -107,4 +107,4 @@ class Decoder(nn.Module):
                 x = norm.silu_of_blocks(conv.blocks(x), conv, "shuffle", _wide(len(norm.scale)))
             else:  # four phases of a pixel are what the last convolution reads as a block
                 x = norm.silu_of_blocks(conv.blocks(x), conv, "keep")
-        return self.image.blocks(x, IMAGE_SIDE)
+        return self.image.blocks(x, IMAGE_SIDE, _wide(3 * IMAGE_SIDE**2))

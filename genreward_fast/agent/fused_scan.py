@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from genreward_fast.agent.beside import beside, join
 from genreward_fast.agent.core import by_block
 from genreward_fast.agent.nets import NORM_EPS
 from genreward_fast.agent.sampling import Sampler
@@ -19,6 +20,9 @@ from genreward_fast.kernels.latent_sample import latent_sample_backward
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_backward, rmsnorm_silu_forward
 from genreward_fast.kernels.rssm_observe_backward import StepGradients
 from genreward_fast.kernels.rssm_step import StepValues, StepWeights
+
+BESIDE = "world model"
+"""The stream on which the gradient is prepared as soon as there are values."""
 
 
 def fused_scan(
@@ -52,8 +56,9 @@ def fused_scan(
     uniform, forced = sampler.sequence("posterior", shape[:3], deter.device)
     tensors = [getattr(weights, field.name) for field in fields(weights)]
     deters, stochs, logits, index = _FusedScan.apply(
-        uniform, forced, unimix, reset, deter, stoch.flatten(1), action, evidence, hidden_bias, *tensors
-    )
+        uniform, forced, unimix, torch.is_grad_enabled(), reset, deter, stoch.flatten(1), action, evidence, hidden_bias,
+        *tensors,
+    )  # fmt: skip
     if uniform is not None:
         sampler.drew("posterior", index)
     return deters, stochs.view(shape), logits.view(shape), index
@@ -66,6 +71,7 @@ class _FusedScan(torch.autograd.Function):
         uniform: Tensor | None,
         forced: Tensor | None,
         unimix: float,
+        learns: bool,
         reset: Tensor,
         deter: Tensor,
         stoch: Tensor,
@@ -100,6 +106,9 @@ class _FusedScan(torch.autograd.Function):
         kept = [getattr(values, field.name) for field in fields(values)]
         ctx.save_for_backward(reset, deter, stoch, action, *kept, *tensors)
         ctx.unimix = unimix
+        if learns:
+            with beside(BESIDE, values.evidence, values.hidden, values.embedded):
+                ctx.grads = StepGradients.prepare(weights, values)
         ctx.mark_non_differentiable(values.index)
         return values.deter, values.stoch, values.logits, values.index
 
@@ -111,7 +120,8 @@ class _FusedScan(torch.autograd.Function):
         by_deter, by_stoch, by_logits = (x.contiguous() for x in (by_deter, by_stoch, by_logits))
         count = len(fields(StepValues))
         values, weights = StepValues(*saved[:count]), StepWeights(*saved[count:])
-        grads = StepGradients.prepare(weights, values)
+        grads: StepGradients = ctx.grads
+        join(BESIDE, deter.device)
         steps, latents = reset.shape[1], values.index.shape[2]
 
         def last(x: Tensor) -> Tensor:
@@ -129,7 +139,7 @@ class _FusedScan(torch.autograd.Function):
             if t:
                 outside = by_stoch[:, t - 1], by_logits[:, t - 1]
                 back.embedded(weights, ctx.unimix, *outside, reset[:, t], values, grads, t)
-        return None, None, None, None, None, None, *_gradients(weights, reset, deter, stoch, action, values, grads)
+        return *[None] * 7, *_gradients(weights, reset, deter, stoch, action, values, grads)
 
 
 def _gradients(

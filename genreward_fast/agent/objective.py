@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genreward_fast.agent.beside import beside, join
+from genreward_fast.agent.beside import beside, join, resumed
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
 from genreward_fast.agent.gradients import Gradients
@@ -150,9 +150,11 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, g
             config.entropy,
         )
         losses["value"] = critic_loss(value, returns, slow_value[:-1], config.slow_regularizer, weight[:-1])
-        learn("policy", "value")
     join("world model", image.device)
+    # First: where both losses reach a parameter itself, this stream waits for the other one's gradient.
     learn("repval", more=list(zip(reached, by_reached)))
+    with resumed("behaviour", image.device):
+        learn("policy", "value")
     join("behaviour", image.device)
 
     # All means, magnitudes and deviations at once.
