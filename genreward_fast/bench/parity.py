@@ -84,7 +84,7 @@ def parity(
     ]
     result: dict[str, Any] = {"updates": updates, **over_updates(apart)}
     result |= {
-        "worst": max(value for name, value in result["losses"].items() if name != POLICY),
+        "worst": torch.stack([values.mean() for name, values in apart.items() if name != POLICY]).max().item(),
         "policy": by_policy.mean().item(),
         "policy_largest": by_policy.max().item(),
         "policy_terms": terms,

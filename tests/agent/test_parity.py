@@ -51,15 +51,15 @@ def check(config, device, updates, calls):
     wrong = {}
     for name, value in apart.items():
         agrees = value <= limit * (found["policy_terms"] if name == POLICY else 1)
-        ours, spared = [], []
+        ours, allowed = [], []
         for kind in ("largest", "losses"):
-            ours.append(exact["fast"][kind][name])
-            spared.append(max(exact[path][kind][name] for path in ("plain", "neighbour")))
-            plain = exact["plain"][kind][name]
-            print(f"{name} {kind}: from exact {ours[-1]:.2e}, plain {plain:.2e}, plain or neighbour {spared[-1]:.2e}")
+            mine, *others = (exact[path][kind][name] for path in ("fast", "plain", "neighbour"))
+            ours.append(mine)
+            allowed.append(SLACK * max(others))
+            print(f"{name} {kind}: from exact {mine:.2e}, plain {others[0]:.2e}, neighbour {others[1]:.2e}")
         print(f"{name}: largest from plain {value:.2e}, {'agrees' if agrees else 'does not agree'}")
-        if not agrees and not all(mine <= SLACK * theirs for mine, theirs in zip(ours, spared)):
-            wrong[name] = (value, ours, spared)
+        if not agrees and not all(mine <= most for mine, most in zip(ours, allowed)):
+            wrong[name] = (value, ours, allowed)
     print(f"parameters: {found['parameters']:.2e} of how far they moved")
     assert not wrong, wrong
     assert found["parameters"] > 0  # two paths, not one and the same
