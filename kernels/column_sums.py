@@ -16,7 +16,7 @@ PIECES = 64
 
 def column_sums_reference(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """What `column_sums` computes, in plain PyTorch."""
-    return x.sum(0, dtype=torch.float32).to(dtype)
+    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32)).to(dtype)
 
 
 def column_sums(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, rows_of, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, rows_of, runs_triton, wide
 
 BLOCK = 256
 
 
 def continuation_loss_reference(logit: Tensor, terminal: Tensor, scale: float) -> Tensor:
     """What `continuation_loss` computes, in plain float32 PyTorch."""
-    target = (~terminal).float() * scale
-    return F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
+    logit = wide(logit)
+    return F.binary_cross_entropy_with_logits(logit, (~terminal).to(logit.dtype) * scale, reduction="none")
 
 
 def continuation_loss(logit: Tensor, terminal: Tensor, scale: float) -> Tensor:

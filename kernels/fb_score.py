@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, INTERPRETED, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, INTERPRETED, runs_triton, wide
 
 ROWS = 16
 COLUMNS = 32
@@ -111,8 +111,8 @@ def _copy(value: Tensor) -> Tensor:
 
 def fb_score_reference(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str = "min") -> Tensor:
     """What `fb_score` computes, in plain float32 PyTorch."""
-    weights = folded.to(torch.float32)
-    inputs = torch.cat([feature.float(), action.float()], dim=-1)
+    inputs = torch.cat([wide(feature), wide(action)], dim=-1)
+    weights = folded.to(inputs.dtype)
     heads = []
     for k in range(weights.weight1.shape[0]):
         hidden = functional.linear(inputs, weights.weight1[k], weights.bias1[k])

@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 BLOCK = 512
 
 
 def gru_gates_reference(gates: Tensor, bias: Tensor, state: Tensor, blocks: int) -> Tensor:
     """What `gru_gates` computes, in plain PyTorch with float32 inside."""
-    values = (gates.float() + bias.float()).view(len(state), blocks, 3, -1)
+    values = (wide(gates) + wide(bias)).view(len(state), blocks, 3, -1)
     reset, candidate, update = (value.flatten(1) for value in values.unbind(2))
     candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-    return torch.lerp(state.float(), candidate, torch.sigmoid(update - 1)).to(state.dtype)
+    return torch.lerp(wide(state), candidate, torch.sigmoid(update - 1)).to(state.dtype)
 
 
 def gru_gates_backward_reference(
     grad: Tensor, gates: Tensor, bias: Tensor, state: Tensor, blocks: int
 ) -> tuple[Tensor, Tensor]:
     """What `gru_gates_backward` computes, in plain PyTorch with float32 inside."""
-    values = (gates.float() + bias.float()).view(len(state), blocks, 3, -1)
+    values = (wide(gates) + wide(bias)).view(len(state), blocks, 3, -1)
     reset, raw, update = (value.flatten(1) for value in values.unbind(2))
-    grad, reset, update = grad.float(), reset.sigmoid(), (update - 1).sigmoid()
+    grad, reset, update = wide(grad), reset.sigmoid(), (update - 1).sigmoid()
     candidate = torch.tanh(reset * raw)
     by_inner = grad * update * (1 - candidate.square())
     by_values = torch.stack(
@@ -33,7 +33,7 @@ def gru_gates_backward_reference(
             for piece in (
                 by_inner * raw * reset * (1 - reset),
                 by_inner * reset,
-                grad * (candidate - state.float()) * update * (1 - update),
+                grad * (candidate - wide(state)) * update * (1 - update),
             )
         ],
         2,
@@ -91,7 +91,7 @@ def gru_gates_backward(
         (N, D): the gradient by state.
     """
     if not runs_triton(grad, more, gates, bias, state):
-        value, by_state = gru_gates_backward_reference(grad.float() + more.float(), gates, bias, state, blocks)
+        value, by_state = gru_gates_backward_reference(wide(grad) + wide(more), gates, bias, state, blocks)
         by_gates.copy_(value)
         return by_state
     by_state = torch.empty_like(state)

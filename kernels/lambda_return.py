@@ -5,21 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 
 def lambda_return_reference(
     reward: Tensor, terminal: Tensor, last: Tensor, bootstrap: Tensor, discount: float, lam: float
 ) -> Tensor:
     """What `lambda_return` computes, step by step in plain PyTorch."""
-    return _recurrence(reward, 1 - terminal.float(), 1 - last.float(), bootstrap, discount, lam)
+    alive, goes_on = (1 - flag.to(reward.dtype) for flag in (terminal, last))
+    return _recurrence(reward, alive, goes_on, bootstrap, discount, lam)
 
 
 def imagined_return_reference(
     reward: Tensor, logit: Tensor, bootstrap: Tensor, discount: float, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `imagined_return` computes, step by step in plain PyTorch."""
-    con = logit.detach().float().sigmoid()
+    con = wide(logit.detach()).sigmoid()
     returns = _recurrence(reward.t(), con.t(), torch.ones_like(con).t(), bootstrap.t(), discount, lam)
     return con, returns.t(), torch.cumprod(discount * con, 0) / discount
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton, wide
 
 ALIGN = 64
 """Every tensor of a flat buffer starts at a multiple of this many elements; what lies between two is zero."""
@@ -88,7 +88,7 @@ class Follower:
 
 def clip_reference(gradient: Tensor, parameter: Tensor, segments: Segments, rates: Rates) -> tuple[Tensor, Tensor]:
     """The gradient with each tensor's norm at most agc · max(agc_min, ‖p‖), and the norm (0-d) of the whole before."""
-    gradient = gradient.float()
+    gradient = wide(gradient)
     norms = torch._foreach_norm(segments.views(gradient))
     limits = torch._foreach_norm(segments.views(parameter))
     ratio = torch.stack(norms) / (torch.stack(limits).clamp(min=rates.agc_min) * rates.agc)

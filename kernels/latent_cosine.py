@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton, wide
 
 BLOCK = 1024
 MAX_SPLITS = 256
@@ -13,9 +13,9 @@ MAX_SPLITS = 256
 
 def latent_cosine_reference(latent: Tensor, goal: Tensor) -> Tensor:
     """What `latent_cosine` computes, in plain float32 PyTorch."""
-    flat = latent.flatten(1).float()
+    flat = wide(latent).flatten(1)
     # sum() adds pairwise; a matrix product may add 10^5 terms one by one and lose two digits
-    dot = (flat * goal.flatten().float()).sum(dim=1)
+    dot = (flat * wide(goal).flatten()).sum(dim=1)
     norm = flat.square().sum(dim=1).sqrt()
     return dot / torch.where(norm > 0, norm, 1.0)
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 
 def latent_sample_reference(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
     """What `latent_sample` computes, in plain float32 PyTorch."""
     classes = logits.shape[-1]
-    probs = logits.float().softmax(-1) * (1 - unimix) + unimix / classes
+    probs = wide(logits).softmax(-1) * (1 - unimix) + unimix / classes
     index = (probs[..., :-1].cumsum(-1) <= uniform.unsqueeze(-1)).sum(-1)
     return index, (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(logits.dtype)
 
 
 def latent_sample_backward_reference(by_draw: Tensor, by_logits: Tensor, logits: Tensor, unimix: float) -> Tensor:
     """What `latent_sample_backward` computes, in plain float32 PyTorch."""
-    probs, grad = logits.float().softmax(-1), by_draw.float()
+    probs, grad = wide(logits).softmax(-1), wide(by_draw)
     through = (1 - unimix) * probs * (grad - (probs * grad).sum(-1, keepdim=True))
-    return (through + by_logits.float()).to(logits.dtype)
+    return (through + wide(by_logits)).to(logits.dtype)
 
 
 def latent_sample(logits: Tensor, uniform: Tensor, unimix: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def latent_sample_backward(
         out: (..., classes) contiguous, where to write.
     """
     if not runs_triton(by_draw, more, by_logits, logits):
-        out.copy_(latent_sample_backward_reference(by_draw.float() + more.float(), by_logits, logits, unimix))
+        out.copy_(latent_sample_backward_reference(wide(by_draw) + wide(more), by_logits, logits, unimix))
         return
     classes = logits.shape[-1]
     rows = logits.numel() // classes

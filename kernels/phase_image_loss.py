@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from genreward_fast.kernels.image_blocks import strides
 from genreward_fast.kernels.phase_norm_silu import shuffle
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 TILE = 1024
 
@@ -23,7 +23,8 @@ def phase_pixels(x: Tensor, bias: Tensor, side: int) -> Tensor:
 def phase_image_loss_reference(x: Tensor, bias: Tensor, image: Tensor, side: int) -> Tensor:
     """What `phase_image_loss` computes, in plain PyTorch, with gradients."""
     image = image.reshape(-1, *image.shape[-3:])
-    return (phase_pixels(x, bias, side).float() - image.float() / 255).square().sum((-3, -2, -1))
+    pixels = wide(phase_pixels(x, bias, side))
+    return (pixels - image.to(pixels.dtype) / 255).square().sum((-3, -2, -1))
 
 
 def phase_image_loss(x: Tensor, bias: Tensor, image: Tensor, side: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from genreward_fast.kernels.column_sums import column_sums
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 Mode = Literal["keep", "shuffle", "pool", "pool_blocks"]
 _LAYOUTS: dict[str, int] = {"keep": 0, "pool": 0, "shuffle": 1, "pool_blocks": 2}
@@ -39,7 +39,7 @@ def phase_norm_silu_reference(
     """What `phase_norm_silu` computes, in plain PyTorch with float32 inside, with gradients."""
     phases = x.unflatten(-1, (4, -1)) + bias.to(x.dtype)
     pixels = phases.amax(-2) if mode.startswith("pool") else phases
-    normed = functional.rms_norm(pixels.float(), scale.shape, scale, eps)
+    normed = functional.rms_norm(wide(pixels), scale.shape, scale, eps)
     result = functional.silu(normed).to(x.dtype)
     if mode == "pool_blocks":
         return unshuffle(result)

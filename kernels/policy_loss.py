@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton, wide
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
 def bounded_normal_reference(raw: Tensor, min_std: float, max_std: float) -> tuple[Tensor, Tensor]:
     """What `bounded_normal` computes, in plain float32 PyTorch."""
-    mean, stddev = raw.float().chunk(2, -1)
+    mean, stddev = wide(raw).chunk(2, -1)
     return torch.tanh(mean), (max_std - min_std) * torch.sigmoid(stddev + 2.0) + min_std
 
 

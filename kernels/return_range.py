@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 HELD = 16384
 """Most values that are kept in registers; more are read again for every bit."""
@@ -17,7 +17,7 @@ def move_range_reference(
     values: Tensor, low: Tensor, high: Tensor, levels: tuple[float, float], rate: float, limit: float
 ) -> Tensor:
     """What `move_range` does, in plain PyTorch, and without the limited size of `torch.quantile`."""
-    ordered = values.detach().flatten().float().sort()[0]
+    ordered = wide(values.detach()).flatten().sort()[0]
     broken = ordered[-1].isnan()
     for state, level in ((low, levels[0]), (high, levels[1])):
         rank, share = _rank(level, len(ordered))

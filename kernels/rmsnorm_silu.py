@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from genreward_fast.kernels.column_sums import PARTIALS, column_sums
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 MAX_PARTIALS = PARTIALS
 """Most partial sums over rows; they are added up in a fixed order."""
@@ -18,14 +18,14 @@ MAX_PARTIALS = PARTIALS
 
 def rmsnorm_silu_reference(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     """What `rmsnorm_silu` computes, in plain PyTorch with float32 inside."""
-    pieces = x.float().unflatten(-1, (-1, scale.shape[-1]))
+    pieces = wide(x).unflatten(-1, (-1, scale.shape[-1]))
     normed = functional.rms_norm(pieces, scale.shape[-1:], None, eps) * scale
     return functional.silu(normed).flatten(-2).to(x.dtype)
 
 
 def rmsnorm_silu_backward_reference(grad: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """What `rmsnorm_silu_backward` computes, in plain PyTorch with float32 inside."""
-    pieces, grad = (value.float().unflatten(-1, (-1, scale.shape[-1])) for value in (x, grad))
+    pieces, grad = (wide(value).unflatten(-1, (-1, scale.shape[-1])) for value in (x, grad))
     rate = (pieces.square().mean(-1, keepdim=True) + eps).rsqrt()
     unit = pieces * rate
     normed = unit * scale
@@ -33,7 +33,7 @@ def rmsnorm_silu_backward_reference(grad: Tensor, x: Tensor, scale: Tensor, eps:
     by_normed = grad * gate * (1 + normed * (1 - gate))
     by_unit = by_normed * scale
     by_x = (rate * (by_unit - unit * (by_unit * unit).mean(-1, keepdim=True))).to(x.dtype)
-    sums = [value.view(-1, *scale.shape).sum(0, dtype=torch.float32) for value in (by_normed * unit, by_x)]
+    sums = [value.view(-1, *scale.shape).sum(0, dtype=pieces.dtype) for value in (by_normed * unit, by_x)]
     return by_x.flatten(-2), torch.stack(sums)
 
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from genreward_fast.kernels.column_sums import column_sums
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
 TILE = 1024
 MAX_PARTIALS = 32
@@ -26,7 +26,7 @@ def space_norm_silu_reference(
     first = pieces + pieces_bias.view(blocks, 1, width).to(pieces.dtype)
     first = first.view(blocks, n, pixels, width // pixels).permute(1, 2, 0, 3).flatten(2)
     x = first + (flat + flat_bias.to(flat.dtype)).view(first.shape)
-    return functional.silu(functional.rms_norm(x.float(), scale.shape, scale, eps)).to(x.dtype)
+    return functional.silu(functional.rms_norm(wide(x), scale.shape, scale, eps)).to(x.dtype)
 
 
 def space_norm_silu(

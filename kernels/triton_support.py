@@ -1,4 +1,4 @@
-"""Whether an op can use its Triton kernel here. Importing this needs no Triton and no GPU."""
+"""What ops share, first of all whether they can use Triton here. Importing this needs no Triton and no GPU."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ def references_only() -> Iterator[None]:
 
 
 def runs_triton(*tensors: Tensor) -> bool:
-    """Whether tensors on this device go through Triton: CUDA ones, and all in Triton's interpreter."""
-    return HAS_TRITON and _allowed and (INTERPRETED or all(tensor.is_cuda for tensor in tensors))
+    """Whether tensors on this device go through Triton: CUDA ones, and all in Triton's interpreter; never float64."""
+    if not HAS_TRITON or not _allowed or any(tensor.dtype == torch.float64 for tensor in tensors):
+        return False
+    return INTERPRETED or all(tensor.is_cuda for tensor in tensors)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, which is what references compute in; as it is if it is float64, so that they can be exact."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def rows_of(grad: Tensor | None, like: Tensor) -> tuple[Tensor, int]:

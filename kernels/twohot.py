@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton, wide
 
 
 def twohot_mean_reference(logits: Tensor, bins: Tensor) -> Tensor:
     """What `twohot_mean` computes, in plain float32 PyTorch."""
-    probs = logits.detach()[..., : len(bins)].float().softmax(-1)
+    probs = wide(logits.detach()[..., : len(bins)]).softmax(-1)
     half = bins.shape[0] // 2
     return ((probs[..., half + 1 :] - probs[..., :half].flip(-1)) * bins[half + 1 :]).sum(-1)
 
@@ -30,7 +30,7 @@ def twohot_loss_reference(
     """What `twohot_loss` computes, in plain float32 PyTorch."""
     for axis, size in enumerate(target.shape):
         logits = logits.narrow(axis, 0, size)
-    log_probs = logits[..., : len(bins)].float().log_softmax(-1)
+    log_probs = wide(logits[..., : len(bins)]).log_softmax(-1)
     loss = _cross_entropy(log_probs, bins, target.detach())
     if second is not None:
         more = _cross_entropy(log_probs, bins, second.detach())

@@ -68,7 +68,7 @@ class Agent(Saving):
         seed: int = 0,
         parallel: Parallel | None = None,
     ) -> None:
-        """Draws the initial parameters on the host, so that a seed gives the same ones on every device.
+        """Draws the initial parameters on the host, so that a seed gives the same ones on every device, in every dtype.
 
         With `parallel`, `update` and the loading of states are collective: all processes call them together. All
         start from the first one's parameters, and draw from different generators. Gradients and metrics are means over
@@ -102,7 +102,7 @@ class Agent(Saving):
         self._metric_names: list[str] = []
         self._captured: dict[str, Captured] = {}
         self._rows: Rows | None = None
-        if config.capture and self.device.type == "cuda":
+        if config.capture and self.device.type == "cuda" and config.dtype != "float64":
             generator = self.sampler.generator
             self._captured["update"] = Captured(self._update, generator)
             for mode in ("sample", "mean"):

@@ -11,6 +11,7 @@ from genreward_fast.errors import UserError
 
 IMAGE_SIZE = 64
 """Side in pixels of the agent's square image."""
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class AgentConfig:
     Attributes:
         size: a name in `SIZES`.
         network: widths other than the named ones; `size` is then a mere label.
-        dtype: what the networks compute in. Parameters, losses, returns and the optimiser are always float32.
+        dtype: what the networks compute in. Parameters, losses, returns and the optimiser are float32. With "float64",
+            which is for checks of the others' exactness, they are float64, too, and nothing goes through the kernels.
         batch_size: sequences in a batch.
         batch_length: rows of a sequence that are trained on; a batch has `context` more in front.
         context: rows in front whose last one gives the recurrent state to start from, as stored in the replay.
@@ -88,7 +90,7 @@ class AgentConfig:
 
     size: str = "12M"
     network: NetworkSize | None = None
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     batch_size: int = 16
     batch_length: int = 64
     context: int = 1
@@ -129,8 +131,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if self.network is None and self.size not in SIZES:
             raise UserError(f"agent size {self.size!r} is unknown; choose one of {', '.join(SIZES)}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise UserError(f"agent dtype {self.dtype!r} is unknown; choose bfloat16 or float32")
+        if self.dtype not in _DTYPES:
+            raise UserError(f"agent dtype {self.dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
         for name in ("batch_size", "batch_length", "context", "imagination"):
             if getattr(self, name) < 1:
                 raise UserError(f"agent {name} is {getattr(self, name)}; it must be at least 1")
@@ -153,7 +155,12 @@ class AgentConfig:
     @property
     def compute_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+        return _DTYPES[self.dtype]
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """What parameters, losses, returns and the optimiser are in: float32 or float64."""
+        return torch.promote_types(self.compute_dtype, torch.float32)
 
     @property
     def discount(self) -> float:

@@ -1,4 +1,4 @@
-"""The distributions that DreamerV3's heads and latents are, all in float32.
+"""The distributions that DreamerV3's heads and latents are, all in float32, or in float64 if they are given that.
 
 Categorical latents are given by raw logits; the 1% of uniform distribution (unimix) belongs to the distribution, hence
 to its samples, KL, entropy and gradients alike.
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genreward_fast.kernels.triton_support import wide
 from genreward_fast.kernels.twohot import twohot_loss, twohot_mean
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """(..., classes) raw logits to float32 probabilities, a share `unimix` of them uniform."""
-    probs = logits.float().softmax(-1)
+    probs = wide(logits).softmax(-1)
     return probs * (1 - unimix) + unimix / logits.shape[-1]
 
 
@@ -78,8 +79,8 @@ class Normal:
     """Independent normals over the last axis. `mean` and `stddev` are (..., A), of any float dtype."""
 
     def __init__(self, mean: Tensor, stddev: Tensor) -> None:
-        self.mean = mean.float()
-        self.stddev = stddev.float()
+        self.mean = wide(mean)
+        self.stddev = wide(stddev)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(..., A) to (...): the log-density, summed over the last axis."""
@@ -95,7 +96,7 @@ class Binary:
     """A Bernoulli distribution. `logit` is (...), of any float dtype."""
 
     def __init__(self, logit: Tensor) -> None:
-        self.logit = logit.float()
+        self.logit = wide(logit)
 
     def prob(self) -> Tensor:
         """(...): the probability of 1."""

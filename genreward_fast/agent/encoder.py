@@ -36,7 +36,8 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(..., 64, 64, 3) uint8 to (..., size) tokens in `dtype`, in the order height, width, channel."""
-        x = self._in_blocks(image) if runs_triton(image) else self._plainly(image)
+        fused = self.dtype != torch.float64 and runs_triton(image)
+        x = self._in_blocks(image) if fused else self._plainly(image)
         return x.reshape(*image.shape[:-3], self.size)
 
     def _in_blocks(self, image: Tensor) -> Tensor:

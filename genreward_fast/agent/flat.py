@@ -14,12 +14,12 @@ from genreward_fast.kernels.laprop import Segments
 
 
 class Flat:
-    """Moves tensors into one float32 buffer, in their order; they stay the same objects, with the same values.
+    """Moves tensors of one dtype into one buffer, in their order; they stay the same objects, with the same values.
 
     Attributes:
         names, tensors: as given.
         segments: where they lie.
-        buffer: (segments.total,) float32, zero between them.
+        buffer: (segments.total,) in their dtype, float32 or float64, zero between them.
     """
 
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -31,9 +31,10 @@ class Flat:
             view.copy_(tensor.detach())
             tensor.data = view
 
-    def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Another buffer of the same layout."""
-        return torch.zeros(self.segments.total, dtype=dtype, device=self.tensors[0].device)
+    def zeros(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Another buffer of the same layout, in the tensors' dtype unless told."""
+        first = self.tensors[0]
+        return torch.zeros(self.segments.total, dtype=dtype or first.dtype, device=first.device)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """What belongs to each tensor in a buffer of this layout, in the tensor's shape."""
@@ -102,7 +103,7 @@ def collect(views: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]]) -> N
     """Writes the sum of each group of gradients to its view: a few launches for all of them together.
 
     Args:
-        views: float32, each flat.
+        views: float32 or float64, each flat.
         gradients: for each view one or more of its size, of any floating dtype and shape.
     """
     _copy(views, [group[0] for group in gradients])

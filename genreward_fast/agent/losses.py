@@ -1,10 +1,11 @@
-"""The losses of DreamerV3, each before its mean, all in float32."""
+"""The losses of DreamerV3, each before its mean, all in float32, or in float64 if the networks compute in that."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from genreward_fast.agent.distributions import TwoHot
+from genreward_fast.kernels.triton_support import wide
 
 
 def image_loss(pixels: Tensor, image: Tensor) -> Tensor:
@@ -14,7 +15,8 @@ def image_loss(pixels: Tensor, image: Tensor) -> Tensor:
         pixels: (..., H, W, 3) in [0, 1], of any float dtype.
         image: (..., H, W, 3) uint8.
     """
-    return (pixels.float() - image.float() / 255).square().sum((-3, -2, -1))
+    pixels = wide(pixels)
+    return (pixels - image.to(pixels.dtype) / 255).square().sum((-3, -2, -1))
 
 
 def critic_loss(value: TwoHot, returns: Tensor, slow: Tensor, slow_scale: float, weight: Tensor) -> Tensor:

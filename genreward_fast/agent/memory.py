@@ -12,9 +12,9 @@ from genreward_fast.errors import UserError
 
 # Fitted to the peak of live tensors in updates of sizes tiny to 25M on a CPU, and to what PyTorch reserves for size
 # 12M as a CUDA graph on an H100 (3.09 GB), which they meet within a tenth.
-_ELEMENT = {"bfloat16": 2, "float32": 3}  # bytes; some of what bfloat16 keeps is float32 anyway
+_ELEMENT = {"bfloat16": 2, "float32": 3, "float64": 6}  # bytes; some of what bfloat16 keeps is float32 anyway
 _COPIES = 3.9  # of each feature map that the backward pass still needs: before and after pooling, norm and activation
-_PIXEL_COPIES = 4.5  # of the image in float32
+_PIXEL_COPIES = 4.5  # of the image in what losses are in
 _LATENT_COPIES = 10
 _IMAGINED_FEATURES, _IMAGINED_LAYERS, _IMAGINED_BINS = 2, 25, 2
 _WORKSPACE = 250 * 10**6  # of cuDNN and cuBLAS
@@ -31,16 +31,16 @@ def parameter_count(config: AgentConfig, action_size: int = 4) -> int:
 def activation_bytes(config: AgentConfig) -> int:
     """What the forward pass of an update keeps for its backward pass, about."""
     sizes = config.sizes
-    element = _ELEMENT[config.dtype]
+    element, wide = _ELEMENT[config.dtype], config.wide_dtype.itemsize
     sides = [IMAGE_SIZE >> level for level in range(len(MULTIPLIERS))]
     channels = [sizes.depth * multiplier for multiplier in MULTIPLIERS]
     encoder = sum(side * side * channel for side, channel in zip(sides, channels))
     decoder = sum((side // 2) ** 2 * channel for side, channel in zip(sides, channels))
     row = _COPIES * element * (encoder + decoder)
-    row += _PIXEL_COPIES * 4 * IMAGE_SIZE * IMAGE_SIZE * 3
+    row += _PIXEL_COPIES * wide * IMAGE_SIZE * IMAGE_SIZE * 3
     row += _LATENT_COPIES * element * config.feature_size
     imagined = element * (_IMAGINED_FEATURES * config.feature_size + _IMAGINED_LAYERS * sizes.units)
-    row += (config.imagination + 1) * (imagined + 4 * _IMAGINED_BINS * config.bins)
+    row += (config.imagination + 1) * (imagined + wide * _IMAGINED_BINS * config.bins)
     return int(config.batch_size * (config.batch_length + config.context) * row)
 
 
@@ -49,10 +49,10 @@ def required_bytes(config: AgentConfig, action_size: int = 4) -> int:
 
     The replay and rewards come on top.
     """
-    parameters = parameter_count(config, action_size)
-    kept = parameters * (3 * 4 + config.compute_dtype.itemsize)  # with both moments, and a copy to compute with
-    passing = max(activation_bytes(config), 4 * 4 * parameters)  # the optimiser works when the activations are gone
-    return kept + 4 * parameters + passing + _WORKSPACE
+    parameters, wide = parameter_count(config, action_size), config.wide_dtype.itemsize
+    kept = parameters * (3 * wide + config.compute_dtype.itemsize)  # with both moments, and a copy to compute with
+    passing = max(activation_bytes(config), 4 * wide * parameters)  # the optimiser works when the activations are gone
+    return kept + wide * parameters + passing + _WORKSPACE
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -29,7 +29,7 @@ class Model(nn.Module):
     Attributes, from `flatten` on:
         flat: the trained parameters, in one buffer. The critic's are the last.
         slow: those of the slow critic, laid out as the critic's.
-        casts, slow_casts: their copies in the dtype that the networks compute in; None if that is float32.
+        casts, slow_casts: their copies in the dtype that the networks compute in; None if that is their own.
     """
 
     flat: Flat
@@ -49,6 +49,8 @@ class Model(nn.Module):
         self.critic = ScalarHead(config, layers=3)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_range = ReturnRange(config.return_rate, config.return_limit, config.return_low, config.return_high)
+        if config.wide_dtype == torch.float64:
+            self.double()  # the bins, too: the same numbers as in float32
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draws the parameters; the slow critic becomes a copy of the critic."""
@@ -62,7 +64,7 @@ class Model(nn.Module):
     def flatten(self) -> None:
         """Moves the parameters into two buffers on the device where they are; they must stay there from now on."""
         self.flat, self.slow = Flat(self.trained()), Flat(self.slow_critic.named_parameters())
-        if self.dtype != torch.float32:
+        if self.dtype != self.flat.buffer.dtype:
             self.casts = Casts(self.flat, self.dtype, self)
             self.slow_casts = Casts(self.slow, self.dtype, self.slow_critic)
 

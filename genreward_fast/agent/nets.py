@@ -1,4 +1,4 @@
-"""Layers of DreamerV3. Each computes in the dtype of its input; parameters stay float32.
+"""Layers of DreamerV3. Each computes in the dtype of its input; parameters stay float32, or float64.
 
 Order everywhere: linear or convolution, (max-pool), RMS norm, SiLU.
 """
@@ -16,17 +16,21 @@ from torch import Tensor, nn
 from genreward_fast.agent.dense import dense, linear
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
 from genreward_fast.kernels.rssm_tiles import NORM_EPS as NORM_EPS
-from genreward_fast.kernels.triton_support import runs_triton
+from genreward_fast.kernels.triton_support import runs_triton, wide
 
 
 def truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator) -> None:
-    """Fills `weight` with a normal cut at two deviations; 1.1368 restores the variance that the cut takes away."""
+    """Fills `weight` with a normal cut at two deviations; 1.1368 restores the variance that the cut takes away.
+
+    The numbers are drawn in float32, so that they are the same ones for a weight in float64.
+    """
     with torch.no_grad():
         if outscale == 0:
             weight.zero_()
         else:
-            nn.init.trunc_normal_(weight, std=1.0, a=-2.0, b=2.0, generator=generator)
-            weight.mul_(1.1368 * math.sqrt(1 / fan_in) * outscale)
+            drawn = torch.empty_like(weight, dtype=torch.float32)
+            nn.init.trunc_normal_(drawn, std=1.0, a=-2.0, b=2.0, generator=generator)
+            weight.copy_(drawn.mul_(1.1368 * math.sqrt(1 / fan_in) * outscale))
 
 
 class Layer(nn.Module):
@@ -121,7 +125,7 @@ class RMSNorm(Layer):
         nn.init.ones_(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.scale.shape, self.scale, NORM_EPS).to(x.dtype)
+        return F.rms_norm(wide(x), self.scale.shape, self.scale, NORM_EPS).to(x.dtype)
 
     def silu(self, x: Tensor) -> Tensor:
         """SiLU of the norm; on CUDA in one pass over memory."""

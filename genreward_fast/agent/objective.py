@@ -75,7 +75,8 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, g
         raise ValueError("an update of the agent needs a batch with image, deter and stoch")
     k = config.context
     image = batch.image[:, k:]
-    reward, last, terminal = (x[:, k:].contiguous() for x in (batch.reward.float(), batch.is_last, batch.is_terminal))
+    reward = batch.reward.to(config.wide_dtype)
+    reward, last, terminal = (x[:, k:].contiguous() for x in (reward, batch.is_last, batch.is_terminal))
     stoch = one_hot(batch.stoch[:, k - 1], config.sizes.classes, config.compute_dtype)
     start = State(batch.deter[:, k - 1].to(config.compute_dtype), stoch)
     losses: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from genreward_fast.agent.flat import Flat, collect
 from genreward_fast.kernels.laprop import Follower, Rates, clip_reference, laprop
 
 Gradients = Sequence[Tensor | Sequence[Tensor]]
-"""For each parameter, in their order, its gradient or several that are to be added; float32 or in a lower dtype."""
+"""For each parameter, in their order, its gradient or several that are to be added; in its dtype or a lower one."""
 
 
 class LaProp:
@@ -30,8 +30,8 @@ class LaProp:
 
     Attributes:
         flat: the parameters, in one buffer; `mu` and `nu` are views of buffers of the same layout.
-        reduce: given the gradient of all parameters as one float32 tensor, before anything reads it; it may change it
-            in place, for instance to the mean over several processes.
+        reduce: given the gradient of all parameters as one tensor in their dtype, before anything reads it; it may
+            change it in place, for instance to the mean over several processes.
     """
 
     def __init__(
@@ -62,9 +62,8 @@ class LaProp:
         self._mu, self._nu, self._gradient = (self.flat.zeros() for _ in range(3))
         self.mu, self.nu = self.flat.views(self._mu), self.flat.views(self._nu)
         self._gradients = self.flat.segments.views(self._gradient)
-        device = self._mu.device
-        self._rate = torch.zeros((), device=device)  # -lr_n over the bias correction of μ
-        self._nu_correction = torch.ones((), device=device)
+        self._rate = self._mu.new_zeros(())  # -lr_n over the bias correction of μ
+        self._nu_correction = self._mu.new_ones(())
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:

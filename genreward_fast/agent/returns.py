@@ -16,7 +16,7 @@ __all__ = ["ReturnRange", "lambda_return"]
 class ReturnRange(nn.Module):
     """Running percentiles of the returns (Nature 2025, "Actor learning").
 
-    Both start at 0 and are not debiased; the state is two float32 scalars on the device.
+    Both start at 0 and are not debiased; the state is two scalars on the device, float32 unless the model is float64.
 
     Attributes:
         gather: makes the returns of all processes out of this one's, where several train together.

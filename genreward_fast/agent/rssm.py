@@ -74,7 +74,7 @@ class Imagined:
 class RSSM(nn.Module):
     """Sequence model, posterior and prior (Nature 2025, "World model learning").
 
-    All states are computed in `dtype`; distributions over latents are float32.
+    All states are computed in `dtype`; distributions over latents are float32, or float64 with it.
     """
 
     def __init__(self, config: AgentConfig, action_size: int, tokens: int) -> None:

@@ -93,6 +93,8 @@ class RunConfig:
         """Checks what concerns several rooms at once."""
         if self.reward.name not in REWARDS:
             raise UserError(f"--reward {self.reward.name}: unknown; use one of {', '.join(sorted(REWARDS))}")
+        if self.agent.dtype == "float64":
+            raise UserError("--dtype float64 is for checks and not for training; use bfloat16 or float32")
         frames = self.env.steps
         if self.reward.name != "none" and self.reward.window > frames:
             raise UserError(

@@ -47,10 +47,11 @@ def test_optimizer_keeps_denormals():
     assert torch.allclose(parameter, torch.full((4,), 1 - 0.01 * 3e-18 / (3e-18 + 1e-20)))
 
 
-@pytest.fixture
-def agent(golden):
+@pytest.fixture(params=["float32", "float64"])
+def agent(golden, request):
     arrays = golden("train_step")
     config = golden.config(
+        dtype=request.param,
         lr=float(arrays["cfg/opt_lr"]),
         warmup=int(arrays["cfg/opt_warmup"]),
         agc=float(arrays["cfg/opt_agc"]),
