@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -9,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genreward_fast.agent.core import by_block
-from genreward_fast.agent.distributions import one_hot
 from genreward_fast.agent.heads import Actor
 from genreward_fast.agent.nets import NORM_EPS, Dense
 from genreward_fast.agent.rssm import RSSM, Imagined, State
 from genreward_fast.agent.sampling import Sampler
+from genreward_fast.kernels.actor_tail import actor_tail
 from genreward_fast.kernels.gru_gates import gru_gates
-from genreward_fast.kernels.latent_sample import latent_sample
-from genreward_fast.kernels.policy_action import policy_action
+from genreward_fast.kernels.prior_sample import prior_sample
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_forward
 
 
@@ -33,7 +33,7 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     (steps, count, width), dtype = dreamed.shape, dreamed.dtype
     steps -= 1
     size, hidden, blocks, latents = rssm.deter, rssm.hidden_size, rssm.blocks, rssm.stoch
-    layers = [cast(Dense, dense) for dense in actor.mlp]
+    layers, prior = ([cast(Dense, dense) for dense in mlp] for mlp in (actor.mlp, rssm.prior_mlp))
     inputs = [rssm.deter_in, rssm.stoch_in, layers[0]]
     # What state and policy take of the features is one product; the zeros cost less than two launches more.
     weight = dreamed.new_zeros(3 * hidden, width)
@@ -41,7 +41,8 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     weight[hidden : 2 * hidden, size:] = inputs[1].linear.cast("weight", dtype)
     weight[2 * hidden :] = inputs[2].linear.cast("weight", dtype)
     bias = torch.cat([layer.linear.cast("bias", dtype) for layer in inputs])
-    scale = torch.stack([layer.norm.scale for layer in inputs])
+    scales, prior_scales = _scales([*inputs, *layers[1:]]), _scales(prior)
+    further, prior_further = _stacked(layers[1:], dtype), _stacked(prior[1:], dtype)
     to_hidden, piece = rssm.hidden.cast("weight", dtype), size // blocks
     own = to_hidden[:, :piece]
     shared = to_hidden[:, piece:].transpose(0, 1).reshape(-1, size)
@@ -49,9 +50,9 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     gates_bias = rssm.gates.cast("bias", dtype)
     action_in = rssm.action_in
     embed = action_in.linear.cast("weight", dtype), action_in.linear.cast("bias", dtype), action_in.norm.scale
-    (head_weight, _, head_bias), output = actor.joined(), rssm.prior_logit
-    to_logits = output.cast("weight", dtype).t()
-    prior = [cast(Dense, dense) for dense in rssm.prior_mlp]
+    head_weight, _, head_bias = actor.joined()
+    to_prior = prior[0].linear.cast("weight", dtype), prior[0].linear.cast("bias", dtype)
+    to_logits = rssm.prior_logit.cast("weight", dtype), rssm.prior_logit.cast("bias", dtype)
     shape = (count, steps, embed[0].shape[1])
     uniform, index = map(_time_first, sampler.sequence("prior", (count, steps, latents), dreamed.device))
     noise, forced = map(_time_first, sampler.noise(shape, dreamed.device))
@@ -65,45 +66,54 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     for t in range(steps):
         deter, after = dreamed[t, :, :size], dreamed[t + 1, :, :size]
         torch.addmm(bias, dreamed[t], weight.t(), out=joint)
-        rmsnorm_silu_forward(joint, scale, NORM_EPS, embedded)
-        x = embedded[:, 2 * hidden :]
-        for layer in layers[1:-1]:
-            x = layer(x)
-        last = layers[-1]
-        x = F.linear(x, last.linear.cast("weight", dtype), last.linear.cast("bias", dtype))
-        policy_action(
-            x,
-            last.norm.scale,
+        actor_tail(
+            joint,
+            scales,
+            further,
             (head_weight, head_bias),
             None if noise is None else noise[t],
             actions[t],
             (actor.min_std, actor.max_std),
             embed,
             NORM_EPS,
-            embedded[:, 2 * hidden :],
+            embedded,
         )
         torch.addmm(hidden_bias, embedded, shared, out=before)
         by_block(before, blocks).baddbmm_(by_block(deter, blocks), own)
         rmsnorm_silu_forward(before, rssm.hidden_norm.scale, NORM_EPS, active)
         torch.bmm(by_block(active, blocks), to_gates, out=by_block(gates, blocks))
         gru_gates(gates, gates_bias, deter, blocks, after)
-        x = after
-        for layer in prior:
-            x = layer(x)
-        torch.addmm(output.cast("bias", dtype), x, to_logits, out=logits[t].flatten(1))
-        stoch = dreamed[t + 1, :, size:].unflatten(1, (latents, -1))
-        if uniform is None:
-            assert index is not None
-            stoch.copy_(one_hot(index[t], rssm.classes, dtype))
-        else:
-            drawn.append(latent_sample(logits[t], uniform[t], rssm.unimix, stoch)[0])
-    if drawn:
+        found = prior_sample(
+            F.linear(after, *to_prior),
+            prior_scales,
+            prior_further,
+            to_logits,
+            None if uniform is None else uniform[t],
+            None if index is None else index[t],
+            rssm.unimix,
+            NORM_EPS,
+            logits[t],
+            dreamed[t + 1, :, size:].unflatten(1, (latents, -1)),
+        )
+        drawn.append(found)
+    if uniform is not None:
         sampler.drew("prior", torch.stack(drawn, 1))
     if noise is not None:
         sampler.acted(actions.transpose(0, 1))
     imagined = dreamed[1:].transpose(0, 1)
     state = State(imagined[..., :size], imagined[..., size:].unflatten(-1, (latents, -1)))
     return Imagined(state, actions.transpose(0, 1), logits.transpose(0, 1))
+
+
+def _scales(layers: Sequence[Dense]) -> Tensor:
+    """(layers, units) of their norms."""
+    return torch.stack([layer.norm.scale for layer in layers])
+
+
+def _stacked(layers: Sequence[Dense], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights and biases of layers that are as wide as their inputs."""
+    weight, bias = (torch.stack([layer.linear.cast(name, dtype) for layer in layers]) for name in ("weight", "bias"))
+    return weight, bias
 
 
 def _time_first(x: Tensor | None) -> Tensor | None:
