@@ -78,7 +78,7 @@ def prior_sample(
     One launch where H fits (`dense_rows.fits`), `prior_sample_launches` else. Without gradients.
 
     Args:
-        x: (N, H) contiguous, of any floating dtype, the prior's first layer before its norm.
+        x: (N, H), rows may be strided, of any floating dtype: the prior's first layer before its norm.
         scales: (1 + L, H) float32, of its norm and of those of L further layers.
         layers: weights (L, H, H) and biases (L, H) of the further layers, in the dtype of x, contiguous.
         output: weight (S * K, H) and bias (S * K,) of the logits, in the dtype of x, contiguous.
@@ -106,7 +106,7 @@ def prior_sample(
     assert drawing is not None
     drawn = drawing if uniform is None else torch.empty(rows, latents, dtype=torch.int64, device=x.device)
     _forward[(-(-rows // ROWS), -(-latents // per_program))](
-        x, scales, *layers, *output, drawing, drawn, logits, out, out.stride(0), rows, eps, unimix,
+        x, x.stride(0), scales, *layers, *output, drawing, drawn, logits, out, out.stride(0), rows, eps, unimix,
         LAYERS=len(layers[0]), UNITS=units, LATENTS=latents, CLASSES=classes, PADDED=width, PER=per_program,
         FORCED=uniform is None, ROWS=ROWS, SIZE=size, CHUNK=chunk(units, size, x.dtype),
         LOGITS_CHUNK=chunk(units, columns, x.dtype), EXACT=exact(x), num_warps=WARPS,
@@ -129,7 +129,8 @@ if HAS_TRITON:
 
     @triton.jit
     def _forward(
-        x, scales, weight, bias, output, output_bias, drawing, index, logits, out, out_stride, rows, eps, unimix,
+        x, x_stride, scales, weight, bias, output, output_bias, drawing, index, logits, out, out_stride, rows, eps,
+        unimix,
         LAYERS: tl.constexpr, UNITS: tl.constexpr, LATENTS: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr,
         PER: tl.constexpr, FORCED: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
         LOGITS_CHUNK: tl.constexpr, EXACT: tl.constexpr,
@@ -139,7 +140,7 @@ if HAS_TRITON:
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         column, inside = tl.arange(0, SIZE), row < rows
         real, wide = column < UNITS, row.to(tl.int64)[:, None]
-        value = tl.load(x + wide * UNITS + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
+        value = tl.load(x + wide * x_stride + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
         factor = tl.load(scales + column, mask=real, other=0.0)
         slot, first = tl.arange(0, PER * PADDED), tl.program_id(1) * PER
         latent, klass = first + slot // PADDED, slot % PADDED

@@ -1,4 +1,4 @@
-"""Times the policy's layers after the joint one with the embeddings, for one imagined step of the agent of size 12M."""
+"""Times what follows the first products of state and policy, for one imagined step of the agent of size 12M."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ UNITS, ACTIONS, LAYERS, BOUNDS, EPS = 256, 4, 2, (0.1, 1.0), 1e-4
 
 
 def called(
-    function: Any, joint: Tensor, scales: Tensor, layers: tuple, head: tuple, noise: Tensor, embed: tuple, *to: Tensor
+    function: Any,
+    deter: Tensor,
+    stoch: Tensor,
+    scales: Tensor,
+    layers: tuple,
+    head: tuple,
+    noise: Tensor,
+    embed: tuple,
+    *to: Tensor,
 ) -> tuple[Tensor, ...]:
     action, out = to
-    function(joint, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+    function(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
     return to
 
 
@@ -31,9 +39,9 @@ def cases(rows: int, device: torch.device, dtype: torch.dtype) -> tuple[str, lis
     layers = draw(LAYERS, UNITS, UNITS) / 16, draw(LAYERS, UNITS)
     head, embed = (draw(2 * ACTIONS, UNITS) / 16, draw(2 * ACTIONS)), (draw(UNITS, ACTIONS), draw(UNITS), scales[0])
     noise, action = torch.randn(2, rows, ACTIONS, device=device).unbind()
-    joint, out = draw(rows, 3 * UNITS), draw(rows, 3 * UNITS)
-    given = (joint, scales, layers, head, noise, embed, action, out)
-    size = sum(x.nbytes for x in (joint, scales, *layers, *head, noise, *embed, action, out))
+    deter, stoch, out = draw(rows, 3 * UNITS)[:, UNITS:], draw(rows, 2 * UNITS), draw(rows, 3 * UNITS)
+    given = (deter, stoch, scales, layers, head, noise, embed, action, out)
+    size = sum(x.nbytes for x in (deter, stoch, scales, *layers, *head, noise, *embed, action, out))
     variants = {"actor_tail": actor_tail, "one launch a layer": actor_tail_launches}
     reference = partial(called, actor_tail_reference)
     return f"{rows}x{UNITS}x{ACTIONS}", [

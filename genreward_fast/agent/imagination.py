@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from genreward_fast.agent.core import by_block
@@ -30,28 +29,27 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
             there, those of the imagined ones are written after them.
         sampler: draws all latents and actions.
     """
-    (steps, count, width), dtype = dreamed.shape, dreamed.dtype
-    steps -= 1
+    steps, count, dtype = len(dreamed) - 1, dreamed.shape[1], dreamed.dtype
     size, hidden, blocks, latents = rssm.deter, rssm.hidden_size, rssm.blocks, rssm.stoch
     layers, prior = ([cast(Dense, dense) for dense in mlp] for mlp in (actor.mlp, rssm.prior_mlp))
-    inputs = [rssm.deter_in, rssm.stoch_in, layers[0]]
-    # What state and policy take of the features is one product; the zeros cost less than two launches more.
-    weight = dreamed.new_zeros(3 * hidden, width)
-    weight[:hidden, :size] = inputs[0].linear.cast("weight", dtype)
-    weight[hidden : 2 * hidden, size:] = inputs[1].linear.cast("weight", dtype)
-    weight[2 * hidden :] = inputs[2].linear.cast("weight", dtype)
-    bias = torch.cat([layer.linear.cast("bias", dtype) for layer in inputs])
-    scales, prior_scales = _scales([*inputs, *layers[1:]]), _scales(prior)
+    scales, prior_scales = _scales([rssm.deter_in, rssm.stoch_in, *layers]), _scales(prior)
     further, prior_further = _stacked(layers[1:], dtype), _stacked(prior[1:], dtype)
+    # One product for what reads the deter: the prior of a step, embedding and policy of the next. Another for what
+    # reads the latents. The policy's first layer is the sum of its shares in both.
+    to_prior, prior_bias = _casts(prior[0], dtype)
+    to_policy, policy_bias = _casts(layers[0], dtype)
+    embed_deter, deter_bias = _casts(rssm.deter_in, dtype)
+    embed_stoch, stoch_bias = _casts(rssm.stoch_in, dtype)
+    of_deter = torch.cat([to_prior, embed_deter, to_policy[:, :size]]).t()
+    of_deter_bias = torch.cat([prior_bias, deter_bias, torch.zeros_like(policy_bias)])
+    of_stoch, of_stoch_bias = torch.cat([embed_stoch, to_policy[:, size:]]).t(), torch.cat([stoch_bias, policy_bias])
     to_hidden, piece = rssm.hidden.cast("weight", dtype), size // blocks
     own = to_hidden[:, :piece]
     shared = to_hidden[:, piece:].transpose(0, 1).reshape(-1, size)
     hidden_bias, to_gates = rssm.hidden.cast("bias", dtype), rssm.gates.cast("weight", dtype)
     gates_bias = rssm.gates.cast("bias", dtype)
-    action_in = rssm.action_in
-    embed = action_in.linear.cast("weight", dtype), action_in.linear.cast("bias", dtype), action_in.norm.scale
+    embed = *_casts(rssm.action_in, dtype), rssm.action_in.norm.scale
     head_weight, _, head_bias = actor.joined()
-    to_prior = prior[0].linear.cast("weight", dtype), prior[0].linear.cast("bias", dtype)
     to_logits = rssm.prior_logit.cast("weight", dtype), rssm.prior_logit.cast("bias", dtype)
     shape = (count, steps, embed[0].shape[1])
     uniform, index = map(_time_first, sampler.sequence("prior", (count, steps, latents), dreamed.device))
@@ -59,15 +57,18 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
 
     actions = dreamed.new_empty(steps, count, embed[0].shape[1], dtype=torch.float32) if forced is None else forced
     logits = dreamed.new_empty(steps, count, latents, rssm.classes)
-    joint, embedded = dreamed.new_empty(2, count, 3 * hidden).unbind()
+    from_deter, embedded = dreamed.new_empty(2, count, 3 * hidden).unbind()
+    from_stoch = dreamed.new_empty(count, 2 * hidden)
     before, active = dreamed.new_empty(2, count, size).unbind()
     gates = dreamed.new_empty(count, 3 * size)
     drawn = []
+    torch.addmm(of_deter_bias, dreamed[0, :, :size], of_deter, out=from_deter)
     for t in range(steps):
         deter, after = dreamed[t, :, :size], dreamed[t + 1, :, :size]
-        torch.addmm(bias, dreamed[t], weight.t(), out=joint)
+        torch.addmm(of_stoch_bias, dreamed[t, :, size:], of_stoch, out=from_stoch)
         actor_tail(
-            joint,
+            from_deter[:, hidden:],
+            from_stoch,
             scales,
             further,
             (head_weight, head_bias),
@@ -83,8 +84,9 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
         rmsnorm_silu_forward(before, rssm.hidden_norm.scale, NORM_EPS, active)
         torch.bmm(by_block(active, blocks), to_gates, out=by_block(gates, blocks))
         gru_gates(gates, gates_bias, deter, blocks, after)
+        torch.addmm(of_deter_bias, after, of_deter, out=from_deter)
         found = prior_sample(
-            F.linear(after, *to_prior),
+            from_deter[:, :hidden],
             prior_scales,
             prior_further,
             to_logits,
@@ -112,8 +114,13 @@ def _scales(layers: Sequence[Dense]) -> Tensor:
 
 def _stacked(layers: Sequence[Dense], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weights and biases of layers that are as wide as their inputs."""
-    weight, bias = (torch.stack([layer.linear.cast(name, dtype) for layer in layers]) for name in ("weight", "bias"))
-    return weight, bias
+    weights, biases = zip(*(_casts(layer, dtype) for layer in layers))
+    return torch.stack(weights), torch.stack(biases)
+
+
+def _casts(layer: Dense, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight and bias in `dtype`."""
+    return layer.linear.cast("weight", dtype), layer.linear.cast("bias", dtype)
 
 
 def _time_first(x: Tensor | None) -> Tensor | None:

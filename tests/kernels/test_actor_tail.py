@@ -27,18 +27,21 @@ def inputs(rows, units, actions, layers, generator, dtype, device="cpu"):
     further = draw(layers, units, units, scale=2 * units**-0.5), draw(layers, units, scale=0.3)
     head = draw(2 * actions, units, scale=2 * units**-0.5), draw(2 * actions)
     embed = draw(units, actions), draw(units), draw(units, scale=0.2, dtype=torch.float32) + 1
-    return draw(rows, 3 * units), scales, further, head, draw(rows, actions, scale=1.5, dtype=torch.float32), embed
+    # Rows are strided.
+    deter, stoch = draw(rows, 4 * units)[:, units : 3 * units], draw(rows, 2 * units + 8)[:, 8:]
+    return deter, stoch, scales, further, head, draw(rows, actions, scale=1.5, dtype=torch.float32), embed
 
 
-def exact(joint, scales, layers, head, noise, action, embed):
+def exact(deter, stoch, scales, layers, head, noise, action, embed):
     """Action and all three embeddings in float64; the action that is given, if there is no noise."""
-    joint, scales, action = (value.cpu().double() for value in (joint, scales, action))
+    deter, stoch, scales, action = (value.cpu().double() for value in (deter, stoch, scales, action))
     layers, head, embed = ([value.cpu().double() for value in values] for values in (layers, head, embed))
 
     def normed(x, scale):
         return F.silu(F.rms_norm(x, scale.shape, scale, EPS))
 
-    *others, x = (normed(x, scale) for x, scale in zip(joint.chunk(3, 1), scales))
+    (first, x), (second, more) = deter.chunk(2, 1), stoch.chunk(2, 1)
+    *others, x = (normed(x, scale) for x, scale in zip((first, second, x + more), scales))
     if noise is not None:
         for weight, bias, scale in zip(*layers, scales[3:]):
             x = normed(F.linear(x, weight, bias), scale)
@@ -50,13 +53,13 @@ def exact(joint, scales, layers, head, noise, action, embed):
 
 
 def check(shape, dtype, forced, device, generator, relative_rms):
-    joint, scales, layers, head, drawn, embed = inputs(*shape, generator, dtype, device)
+    deter, stoch, scales, layers, head, drawn, embed = inputs(*shape, generator, dtype, device)
     noise = None if forced else drawn
     action = drawn.clone() if forced else torch.full_like(drawn, float("nan"))
     # One row more, which is not to be written.
-    out = torch.full((shape[0] + 1, joint.shape[1]), float("nan"), dtype=dtype, device=device)
-    actor_tail(joint, scales, layers, head, noise, action, BOUNDS, embed, EPS, out[:-1])
-    expected_action, expected = exact(joint, scales, layers, head, noise, drawn, embed)
+    out = torch.full((shape[0] + 1, 3 * shape[1]), float("nan"), dtype=dtype, device=device)
+    actor_tail(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out[:-1])
+    expected_action, expected = exact(deter, stoch, scales, layers, head, noise, drawn, embed)
     assert relative_rms(action.cpu(), expected_action) < LIMITS[dtype]
     for name, a, b in zip(("first", "second", "action's"), out[:-1].cpu().chunk(3, 1), expected.chunk(3, 1)):
         assert relative_rms(a, b) < LIMITS[dtype], name
@@ -84,27 +87,32 @@ def test_on_triton_agrees_with_float64(
 
 
 def test_on_triton_is_one_launch_a_layer(triton_device, fresh_generator, relative_rms):
-    joint, scales, layers, head, noise, embed = inputs(17, 32, 3, 2, fresh_generator, torch.float32, triton_device)
+    deter, stoch, scales, layers, head, noise, embed = inputs(
+        17, 32, 3, 2, fresh_generator, torch.float32, triton_device
+    )
     results = []
     for function in (actor_tail, module.actor_tail_launches, actor_tail):
-        action, out = torch.full_like(noise, float("nan")), torch.full_like(joint, float("nan"))
-        function(joint, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+        action, out = torch.full_like(noise, float("nan")), torch.full((17, 96), float("nan"), device=triton_device)
+        function(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
         results.append(torch.cat([action, out], 1).cpu())
     assert relative_rms(results[0], results[1]) < 1e-5
     assert torch.equal(results[0], results[2])
 
 
 def test_on_triton_nan_stays_in_its_row_and_part(triton_device, fresh_generator):
-    joint, scales, layers, head, noise, embed = inputs(18, 32, 3, 2, fresh_generator, torch.float32, triton_device)
-    joint[4, 3] = joint[17, 64] = float("nan")
-    action, out = torch.zeros_like(noise), torch.zeros_like(joint)
-    actor_tail(joint, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+    deter, stoch, scales, layers, head, noise, embed = inputs(
+        18, 32, 3, 2, fresh_generator, torch.float32, triton_device
+    )
+    deter[4, 3] = stoch[5, 31] = deter[17, 32] = stoch[3, 63] = float("nan")
+    action, out = torch.zeros_like(noise), torch.zeros(18, 96, device=triton_device)
+    actor_tail(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
     bad = out.isnan().cpu()
     assert bad[4, :32].all()
-    assert bad[17, 64:].all()
-    assert bad.sum() == 64
-    assert action.isnan().all(1).nonzero().tolist() == [[17]]
-    assert action.isnan().sum() == 3
+    assert bad[5, 32:64].all()
+    assert bad[[3, 17], 64:].all()
+    assert bad.sum() == 4 * 32
+    assert action.isnan().all(1).nonzero().flatten().tolist() == [3, 17]
+    assert action.isnan().sum() == 6
 
 
 def test_in_the_interpreter(run_interpreted):
@@ -125,11 +133,12 @@ def test_in_the_interpreter(run_interpreted):
 )
 def test_compiles_for_every_chip(capability, size, actions, dtype, compile_launches):
     with torch.device("meta"):
-        joint, scales, layers, head, noise, embed = inputs(16, UNITS[size], actions, 2, None, dtype, "meta")
-        action, out = torch.empty_like(noise), torch.empty_like(joint)
+        deter, stoch, *others, noise, embed = inputs(16, UNITS[size], actions, 2, None, dtype, "meta")
+        scales, layers, head = others
+        action, out = torch.empty_like(noise), torch.empty(16, 3 * UNITS[size], dtype=dtype)
 
     def call():
-        actor_tail(joint, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
-        actor_tail(joint, scales, layers, head, None, action, BOUNDS, embed, EPS, out)
+        actor_tail(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+        actor_tail(deter, stoch, scales, layers, head, None, action, BOUNDS, embed, EPS, out)
 
     assert compile_launches(call, [module], capability) == ["_forward"]

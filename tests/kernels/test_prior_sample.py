@@ -29,7 +29,13 @@ def inputs(rows, units, latents, classes, layers, generator, dtype, device="cpu"
     flat = latents * classes
     scales = draw(1 + layers, units, scale=0.2, dtype=torch.float32) + 1
     further = draw(layers, units, units, scale=2 * units**-0.5), draw(layers, units, scale=0.3)
-    return draw(rows, units), scales, further, (draw(flat, units, scale=4 * units**-0.5), draw(flat, scale=0.5))
+    # Rows are strided.
+    return (
+        draw(rows, 3 * units)[:, :units],
+        scales,
+        further,
+        (draw(flat, units, scale=4 * units**-0.5), draw(flat, scale=0.5)),
+    )
 
 
 def exact_logits(x, scales, layers, output):
