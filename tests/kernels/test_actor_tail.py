@@ -86,7 +86,7 @@ def test_on_triton_agrees_with_float64(
     assert len(fallbacks) == (shape in OTHERS)
 
 
-def test_on_triton_is_one_launch_a_layer(triton_device, fresh_generator, relative_rms):
+def test_on_triton_is_what_a_launch_for_each_layer_gives(triton_device, fresh_generator, relative_rms):
     deter, stoch, scales, layers, head, noise, embed = inputs(
         17, 32, 3, 2, fresh_generator, torch.float32, triton_device
     )

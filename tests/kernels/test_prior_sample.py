@@ -114,7 +114,7 @@ def test_on_triton_draws_and_agrees_with_float64(
     assert len(fallbacks) == 3 * (shape in OTHERS)
 
 
-def test_on_triton_is_one_launch_a_layer(triton_device, fresh_generator, relative_rms):
+def test_on_triton_is_what_a_launch_for_each_layer_gives(triton_device, fresh_generator, relative_rms):
     shape = (17, 32, 8, 6, 2)
     given = inputs(*shape, fresh_generator, torch.float32, triton_device)
     uniform = torch.rand(17, 8, generator=fresh_generator).to(triton_device)
