@@ -95,6 +95,17 @@ if HAS_TRITON:
         return power / tl.where(total == 0.0, 1.0, total)[:, None]
 
     @triton.jit
+    def drawn_classes(raw, level, unimix, CLASSES: tl.constexpr):
+        """(ROWS, PER) classes; raw (ROWS, PER, SIZE) float32 logits, -inf beyond CLASSES; level (ROWS, PER)."""
+        number = tl.arange(0, raw.shape[2])[None, None, :]
+        top = tl.max(raw, 2)
+        power = tl.exp(raw - tl.where(top == -float("inf"), 0.0, top)[:, :, None])
+        sums = tl.sum(power, 2)
+        probs = power / tl.where(sums == 0.0, 1.0, sums)[:, :, None] * (1.0 - unimix) + unimix / CLASSES
+        passed = (tl.cumsum(probs, 2) <= level[:, :, None]) & (number < CLASSES - 1)
+        return tl.sum(passed.to(tl.int32), 2)
+
+    @triton.jit
     def _forward(
         logits, uniform, index, onehot, rows, classes, length, stride, unimix, ROWS: tl.constexpr, SIZE: tl.constexpr
     ):  # fmt: skip

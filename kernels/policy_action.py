@@ -73,11 +73,7 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    @triton.jit
-    def _normed(value, scale, LENGTH: tl.constexpr, eps):
-        rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / LENGTH + eps)
-        y = value * rate[:, None] * scale[None, :]
-        return y * tl.sigmoid(y)
+    from genreward_fast.kernels.dense_rows import normed_rows
 
     @triton.jit
     def _forward(
@@ -93,7 +89,7 @@ if HAS_TRITON:
         wide = row.to(tl.int64)[:, None]
         value = tl.load(x + wide * UNITS + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
         factor = tl.load(scale + column, mask=real, other=0.0)
-        hidden = _normed(value.to(tl.float32), factor, UNITS, eps).to(kind).to(tl.float32)
+        hidden = normed_rows(value.to(tl.float32), factor, UNITS, eps).to(kind).to(tl.float32)
         acc = tl.zeros([ROWS, Y_SIZE], tl.float32) + tl.load(embed_bias + target, mask=wanted, other=0.0)[None, :]
         for a in tl.static_range(ACTIONS):
             place = row * ACTIONS + a
@@ -111,6 +107,6 @@ if HAS_TRITON:
             cut = (drawn / tl.maximum(tl.abs(drawn), 1.0)).to(kind).to(tl.float32)
             acc += cut[:, None] * tl.load(embed + target * ACTIONS + a, mask=wanted, other=0.0).to(tl.float32)[None, :]
         factor = tl.load(embed_scale + target, mask=wanted, other=0.0)
-        result = _normed(acc.to(kind).to(tl.float32), factor, HIDDEN, eps)
+        result = normed_rows(acc.to(kind).to(tl.float32), factor, HIDDEN, eps)
         keep = inside[:, None] & wanted[None, :]
         tl.store(out + wide * out_stride + target[None, :], result.to(kind), mask=keep)

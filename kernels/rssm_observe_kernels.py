@@ -8,6 +8,7 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
+    from genreward_fast.kernels.latent_sample import drawn_classes
     from genreward_fast.kernels.rssm_tiles import load_rows, more_squares, normed, places, product, wait
 
     @triton.jit(do_not_specialize_on_alignment=["reset"])
@@ -232,13 +233,7 @@ if HAS_TRITON:
         tl.store(logits + wide * logits_stride + column[None, :], y, mask=keep)
         if not FORCED:
             raw = tl.reshape(tl.where(real[None, :], y.to(tl.float32), -float("inf")), [ROWS, PER, PADDED])
-            number = tl.arange(0, PADDED)[None, None, :]
-            top = tl.max(raw, 2)
-            power = tl.exp(raw - tl.where(top == -float("inf"), 0.0, top)[:, :, None])
-            sums = tl.sum(power, 2)
-            probs = power / tl.where(sums == 0.0, 1.0, sums)[:, :, None] * (1.0 - unimix) + unimix / CLASSES
-            passed = (tl.cumsum(probs, 2) <= level[:, :, None]) & (number < CLASSES - 1)
-            drawn = tl.sum(passed.to(tl.int32), 2)
+            drawn = drawn_classes(raw, level, unimix, CLASSES)
             tl.store(index + wide * index_stride + mine, drawn.to(tl.int64), mask=exists)
         spread = tl.reshape(tl.broadcast_to(drawn[:, :, None], [ROWS, PER, PADDED]), [ROWS, PER * PADDED])
         hit = tl.where(spread == klass[None, :], 1.0, 0.0)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from genreward_fast.agent.core import by_block
-from genreward_fast.agent.distributions import one_hot
 from genreward_fast.agent.heads import Actor
 from genreward_fast.agent.nets import NORM_EPS, Dense
 from genreward_fast.agent.rssm import RSSM, Imagined, State
 from genreward_fast.agent.sampling import Sampler
+from genreward_fast.kernels.actor_tail import actor_tail
 from genreward_fast.kernels.gru_gates import gru_gates
-from genreward_fast.kernels.latent_sample import latent_sample
-from genreward_fast.kernels.policy_action import policy_action
+from genreward_fast.kernels.prior_sample import prior_sample
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_forward
 
 
@@ -30,80 +29,98 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
             there, those of the imagined ones are written after them.
         sampler: draws all latents and actions.
     """
-    (steps, count, width), dtype = dreamed.shape, dreamed.dtype
-    steps -= 1
+    steps, count, dtype = len(dreamed) - 1, dreamed.shape[1], dreamed.dtype
     size, hidden, blocks, latents = rssm.deter, rssm.hidden_size, rssm.blocks, rssm.stoch
-    layers = [cast(Dense, dense) for dense in actor.mlp]
-    inputs = [rssm.deter_in, rssm.stoch_in, layers[0]]
-    # What state and policy take of the features is one product; the zeros cost less than two launches more.
-    weight = dreamed.new_zeros(3 * hidden, width)
-    weight[:hidden, :size] = inputs[0].linear.cast("weight", dtype)
-    weight[hidden : 2 * hidden, size:] = inputs[1].linear.cast("weight", dtype)
-    weight[2 * hidden :] = inputs[2].linear.cast("weight", dtype)
-    bias = torch.cat([layer.linear.cast("bias", dtype) for layer in inputs])
-    scale = torch.stack([layer.norm.scale for layer in inputs])
+    layers, prior = ([cast(Dense, dense) for dense in mlp] for mlp in (actor.mlp, rssm.prior_mlp))
+    scales, prior_scales = _scales([rssm.deter_in, rssm.stoch_in, *layers]), _scales(prior)
+    further, prior_further = _stacked(layers[1:], dtype), _stacked(prior[1:], dtype)
+    # One product for what reads the deter: the prior of a step, embedding and policy of the next. Another for what
+    # reads the latents. The policy's first layer is the sum of its shares in both.
+    to_prior, prior_bias = _casts(prior[0], dtype)
+    to_policy, policy_bias = _casts(layers[0], dtype)
+    embed_deter, deter_bias = _casts(rssm.deter_in, dtype)
+    embed_stoch, stoch_bias = _casts(rssm.stoch_in, dtype)
+    of_deter = torch.cat([to_prior, embed_deter, to_policy[:, :size]]).t()
+    of_deter_bias = torch.cat([prior_bias, deter_bias, torch.zeros_like(policy_bias)])
+    of_stoch, of_stoch_bias = torch.cat([embed_stoch, to_policy[:, size:]]).t(), torch.cat([stoch_bias, policy_bias])
     to_hidden, piece = rssm.hidden.cast("weight", dtype), size // blocks
     own = to_hidden[:, :piece]
     shared = to_hidden[:, piece:].transpose(0, 1).reshape(-1, size)
     hidden_bias, to_gates = rssm.hidden.cast("bias", dtype), rssm.gates.cast("weight", dtype)
     gates_bias = rssm.gates.cast("bias", dtype)
-    action_in = rssm.action_in
-    embed = action_in.linear.cast("weight", dtype), action_in.linear.cast("bias", dtype), action_in.norm.scale
-    (head_weight, _, head_bias), output = actor.joined(), rssm.prior_logit
-    to_logits = output.cast("weight", dtype).t()
-    prior = [cast(Dense, dense) for dense in rssm.prior_mlp]
+    embed = *_casts(rssm.action_in, dtype), rssm.action_in.norm.scale
+    head_weight, _, head_bias = actor.joined()
+    to_logits = rssm.prior_logit.cast("weight", dtype), rssm.prior_logit.cast("bias", dtype)
     shape = (count, steps, embed[0].shape[1])
     uniform, index = map(_time_first, sampler.sequence("prior", (count, steps, latents), dreamed.device))
     noise, forced = map(_time_first, sampler.noise(shape, dreamed.device))
 
     actions = dreamed.new_empty(steps, count, embed[0].shape[1], dtype=torch.float32) if forced is None else forced
     logits = dreamed.new_empty(steps, count, latents, rssm.classes)
-    joint, embedded = dreamed.new_empty(2, count, 3 * hidden).unbind()
+    from_deter, embedded = dreamed.new_empty(2, count, 3 * hidden).unbind()
+    from_stoch = dreamed.new_empty(count, 2 * hidden)
     before, active = dreamed.new_empty(2, count, size).unbind()
     gates = dreamed.new_empty(count, 3 * size)
     drawn = []
+    torch.addmm(of_deter_bias, dreamed[0, :, :size], of_deter, out=from_deter)
     for t in range(steps):
         deter, after = dreamed[t, :, :size], dreamed[t + 1, :, :size]
-        torch.addmm(bias, dreamed[t], weight.t(), out=joint)
-        rmsnorm_silu_forward(joint, scale, NORM_EPS, embedded)
-        x = embedded[:, 2 * hidden :]
-        for layer in layers[1:-1]:
-            x = layer(x)
-        last = layers[-1]
-        x = F.linear(x, last.linear.cast("weight", dtype), last.linear.cast("bias", dtype))
-        policy_action(
-            x,
-            last.norm.scale,
+        torch.addmm(of_stoch_bias, dreamed[t, :, size:], of_stoch, out=from_stoch)
+        actor_tail(
+            from_deter[:, hidden:],
+            from_stoch,
+            scales,
+            further,
             (head_weight, head_bias),
             None if noise is None else noise[t],
             actions[t],
             (actor.min_std, actor.max_std),
             embed,
             NORM_EPS,
-            embedded[:, 2 * hidden :],
+            embedded,
         )
         torch.addmm(hidden_bias, embedded, shared, out=before)
         by_block(before, blocks).baddbmm_(by_block(deter, blocks), own)
         rmsnorm_silu_forward(before, rssm.hidden_norm.scale, NORM_EPS, active)
         torch.bmm(by_block(active, blocks), to_gates, out=by_block(gates, blocks))
         gru_gates(gates, gates_bias, deter, blocks, after)
-        x = after
-        for layer in prior:
-            x = layer(x)
-        torch.addmm(output.cast("bias", dtype), x, to_logits, out=logits[t].flatten(1))
-        stoch = dreamed[t + 1, :, size:].unflatten(1, (latents, -1))
-        if uniform is None:
-            assert index is not None
-            stoch.copy_(one_hot(index[t], rssm.classes, dtype))
-        else:
-            drawn.append(latent_sample(logits[t], uniform[t], rssm.unimix, stoch)[0])
-    if drawn:
+        torch.addmm(of_deter_bias, after, of_deter, out=from_deter)
+        found = prior_sample(
+            from_deter[:, :hidden],
+            prior_scales,
+            prior_further,
+            to_logits,
+            None if uniform is None else uniform[t],
+            None if index is None else index[t],
+            rssm.unimix,
+            NORM_EPS,
+            logits[t],
+            dreamed[t + 1, :, size:].unflatten(1, (latents, -1)),
+        )
+        drawn.append(found)
+    if uniform is not None:
         sampler.drew("prior", torch.stack(drawn, 1))
     if noise is not None:
         sampler.acted(actions.transpose(0, 1))
     imagined = dreamed[1:].transpose(0, 1)
     state = State(imagined[..., :size], imagined[..., size:].unflatten(-1, (latents, -1)))
     return Imagined(state, actions.transpose(0, 1), logits.transpose(0, 1))
+
+
+def _scales(layers: Sequence[Dense]) -> Tensor:
+    """(layers, units) of their norms."""
+    return torch.stack([layer.norm.scale for layer in layers])
+
+
+def _stacked(layers: Sequence[Dense], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights and biases of layers that are as wide as their inputs."""
+    weights, biases = zip(*(_casts(layer, dtype) for layer in layers))
+    return torch.stack(weights), torch.stack(biases)
+
+
+def _casts(layer: Dense, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight and bias in `dtype`."""
+    return layer.linear.cast("weight", dtype), layer.linear.cast("bias", dtype)
 
 
 def _time_first(x: Tensor | None) -> Tensor | None:

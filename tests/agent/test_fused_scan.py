@@ -27,6 +27,8 @@ SIZES = [
     NetworkSize(deter=128, hidden=32, classes=6, depth=2, units=32, stoch=8, blocks=8),
     NetworkSize(deter=64, hidden=48, classes=24, depth=2, units=48, stoch=2, blocks=4),
 ]
+# Layers too wide for `dense_rows`.
+WIDE = NetworkSize(deter=64, hidden=272, classes=4, depth=2, units=272, stoch=4, blocks=4)
 ACTIONS, TOKENS = 3, 40
 LIMIT = 1e-5
 
@@ -158,7 +160,7 @@ def test_on_triton_gradients_given_as_one_number(device, generator, calls):
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize(("size", "count"), [(SIZES[0], 1), (SIZES[1], 17), (SIZES[2], 5)])
+@pytest.mark.parametrize(("size", "count"), [(SIZES[0], 1), (SIZES[1], 17), (SIZES[2], 5), (WIDE, 3)])
 def test_on_triton_imagination_is_the_plain_one(size, count, device, generator):
     steps = 3
     config = config_of(size)

@@ -36,6 +36,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("phase_image_loss", 4),
         ("space_norm_silu", 4),
         ("policy_action", 2),
+        ("actor_tail", 4),
+        ("prior_sample", 4),
         ("rssm_observe", 3),
         ("rssm_observe_backward", 3),
     ],

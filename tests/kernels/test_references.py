@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genreward_fast.kernels import (
+    actor_tail,
     column_sums,
     continuation_loss,
     fb_score,
@@ -22,6 +23,7 @@ from genreward_fast.kernels import (
     phase_weights,
     policy_action,
     policy_loss,
+    prior_sample,
     return_range,
     rmsnorm_silu,
     rssm_step,
@@ -92,6 +94,21 @@ def one_action():
     return action, out
 
 
+def one_tail():
+    action, out = draw(3, 2), draw(3, 12)
+    layers, head, embed = (draw(2, 4, 4), draw(2, 4)), (draw(4, 4), draw(4)), (draw(4, 2), draw(4), draw(4))
+    joint, bounds = (draw(3, 8), draw(3, 8)), (0.1, 1.0)
+    actor_tail.actor_tail_reference(*joint, draw(5, 4), layers, head, draw(3, 2), action, bounds, embed, EPS, out)
+    return action, out
+
+
+def one_prior():
+    layers, output, logits, out = (draw(1, 4, 4), draw(1, 4)), (draw(6, 4), draw(6)), draw(3, 2, 3), draw(3, 2, 3)
+    uniform = draw(3, 2, low=0.0)
+    prior_sample.prior_sample_reference(draw(3, 4), draw(2, 4), layers, output, uniform, None, 0.01, EPS, logits, out)
+    return logits, out
+
+
 def one_step():
     sizes = {"deter": 16, "hidden": 16, "flat": 16, "blocks": 2}
     deter, hidden, flat, blocks = sizes.values()
@@ -122,6 +139,7 @@ def gates():
 
 
 CASES = {
+    "actor_tail": one_tail,
     "column_sums": lambda: column_sums.column_sums_reference(draw(5, 3), torch.float64),
     "continuation_loss": lambda: continuation_loss.continuation_loss_reference(draw(5), flags(5), 0.997),
     "fb_score": lambda: fb_score.fb_score_reference(draw(3, 4), draw(3, 1), folded_score()),
@@ -151,6 +169,7 @@ CASES = {
     "policy_loss": lambda: policy_loss.policy_loss_reference(
         draw(5, 3, 4), draw(4, 3, 2), draw(4, 3), draw(5, 3), draw(5, 3), draw(low=1.0), 0.1, 1.0, 3e-4
     ),
+    "prior_sample": one_prior,
     "return_range": lambda: return_range.move_range_reference(draw(40), draw(), draw(), (0.05, 0.95), 0.01, 1.0),
     "rmsnorm_silu": lambda: rmsnorm_silu.rmsnorm_silu_reference(draw(3, 8), draw(2, 4), EPS),
     "rmsnorm_silu_backward": lambda: rmsnorm_silu.rmsnorm_silu_backward_reference(
