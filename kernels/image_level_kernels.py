@@ -1,0 +1,163 @@
+"""The kernels of `image_level`'s launches, and how a window of the image lies in the rows of a product.
+
+A maximum of 2 x 2 pixels reads a window of 6 x 6 pixels: 3 x 3 blocks of 2 x 2, 108 values. Row k of the weights is
+value k of the window in the order (block, row in the block, column in the block, colour); their columns are (phase,
+channel), with zeros where a phase does not read.
+"""
+
+from __future__ import annotations
+
+from genreward_fast.kernels.triton_support import HAS_TRITON
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _weights(weight, out, size, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+        """Weights (C, 3, 5, 5) to (128, 4 SIZE), BLOCK elements of it."""
+        index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        k, phase, o = index // (4 * SIZE), index // SIZE % 4, index % SIZE
+        block, pixel, i = k // 12, k // 3 % 4, k % 3
+        row, column = block // 3 * 2 + pixel // 2 - phase // 2, block % 3 * 2 + pixel % 2 - phase % 2
+        tap = (k < 108) & (o < size) & (row >= 0) & (row < 5) & (column >= 0) & (column < 5)
+        value = tl.load(weight + ((o * 3 + i) * 5 + row) * 5 + column, mask=tap, other=0.0)
+        tl.store(out + index, value.to(out.dtype.element_ty))
+
+    @triton.jit
+    def _sum_weights(partial, by_weight, programs, size, PARTS: tl.constexpr, SIZE: tl.constexpr):
+        """Program (row, column, colour): that element of all channels' gradients, from partial (programs, 108, 4 SIZE),
+        in a fixed order."""
+        i, column, row = tl.program_id(0) % 3, tl.program_id(0) // 3 % 5, tl.program_id(0) // 15
+        o = tl.arange(0, SIZE)
+        total = tl.zeros([PARTS, SIZE], tl.float32)
+        for phase in tl.static_range(4):
+            y, x = row + phase // 2, column + phase % 2
+            k = (y // 2 * 3 + x // 2) * 12 + (y % 2 * 2 + x % 2) * 3 + i
+            for start in range(0, programs, PARTS):
+                part = start + tl.arange(0, PARTS)
+                at = (part.to(tl.int64)[:, None] * 108 + k) * (4 * SIZE) + phase * SIZE + o[None, :]
+                total += tl.load(partial + at, mask=(part < programs)[:, None], other=0.0)
+        tl.store(by_weight + ((o * 3 + i) * 5 + row) * 5 + column, tl.sum(total, 0), mask=o < size)
+
+    @triton.jit
+    def _apart(x, ROWS: tl.constexpr, SIZE: tl.constexpr):
+        """(ROWS, 4 SIZE) as its four phases, (ROWS, SIZE) each."""
+        pairs = tl.reshape(tl.permute(tl.reshape(x, [ROWS, 4, SIZE]), [0, 2, 1]), [ROWS, SIZE, 2, 2])
+        left, right = tl.split(pairs)
+        first, third = tl.split(left)
+        second, fourth = tl.split(right)
+        return first, second, third, fourth
+
+    @triton.jit
+    def _together(first, second, third, fourth, ROWS: tl.constexpr, SIZE: tl.constexpr):
+        """The inverse of `_apart`."""
+        pairs = tl.join(tl.join(first, third), tl.join(second, fourth))
+        return tl.reshape(tl.permute(tl.reshape(pairs, [ROWS, SIZE, 4]), [0, 2, 1]), [ROWS, 4 * SIZE])
+
+    @triton.jit
+    def _larger(a, b):
+        return tl.maximum(a.to(tl.float32), b.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+
+    @triton.jit
+    def _windows(blocks, row, rows, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+        """The windows of some rows of the result, (ROWS, 128)."""
+        k = tl.arange(0, 128)
+        group = k // 4  # values that lie side by side wherever the window lies
+        offset = group // 9 * ((WIDTH + 2) * 12) + group % 9 * 4 + k % 4
+        # Rows of the result are ordered as its blocks of 2 x 2 are; lines are counted over all images.
+        phase, block = row % 4, row // 4
+        line = block // (WIDTH // 2) * 2 + phase // 2
+        column = block % (WIDTH // 2) * 2 + phase % 2
+        first = (line + line // HEIGHT * 2) * (WIDTH + 2) + column
+        inside = (row < rows)[:, None] & (k < 108)[None, :]
+        return tl.load(blocks + first.to(tl.int64)[:, None] * 12 + offset[None, :], mask=inside, other=0.0)
+
+    @triton.jit
+    def _biased(x, shift):
+        """A rounded convolution plus bias, rounded."""
+        return (x.to(tl.float32) + shift.to(x.dtype).to(tl.float32)[None, :]).to(x.dtype)
+
+    @triton.jit
+    def _phases(windows, weights, shift, ROWS: tl.constexpr, SIZE: tl.constexpr):
+        """Convolution plus bias of each phase, rounded one by one, and their maximum: (ROWS, SIZE) each."""
+        x = tl.dot(windows, weights, input_precision="ieee").to(weights.dtype)
+        first, second, third, fourth = _apart(x, ROWS, SIZE)
+        first, second, third, fourth = (
+            _biased(first, shift), _biased(second, shift), _biased(third, shift), _biased(fourth, shift)
+        )  # fmt: skip
+        highest = _larger(_larger(first, second), _larger(third, fourth)).to(weights.dtype)
+        return first, second, third, fourth, highest
+
+    @triton.jit
+    def _forward(
+        blocks, weights, bias, scale, out, rows, size, eps, per_program,
+        HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+        STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """Program p: `per_program` times ROWS rows of the result."""
+        o = tl.arange(0, SIZE)
+        wide = tl.arange(0, 4 * SIZE)
+        held = tl.load(weights + tl.arange(0, 128)[:, None] * (4 * SIZE) + wide[None, :])
+        shift = tl.load(bias + o, mask=o < size, other=0.0)
+        factor = tl.load(scale + o, mask=o < size, other=0.0)
+        for step in tl.range(per_program, num_stages=STAGES):
+            row = (tl.program_id(0) * per_program + step) * ROWS + tl.arange(0, ROWS)
+            windows = _windows(blocks, row, rows, HEIGHT, WIDTH)
+            _, _, _, _, highest = _phases(windows, held, shift, ROWS, SIZE)
+            value = highest.to(tl.float32)
+            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
+            normed = value * rate[:, None] * factor[None, :]
+            y = (normed * tl.sigmoid(normed)).to(out.dtype.element_ty)
+            inside = (row < rows)[:, None] & (o < size)[None, :]
+            tl.store(out + row.to(tl.int64)[:, None] * size + o[None, :], y, mask=inside)
+
+    @triton.jit
+    def _backward(
+        grad, blocks, weights, bias, scale, by_weights, by_others, rows, size, eps, per_program,
+        HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+        STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """Program p: `per_program` times ROWS rows; its shares of the gradients by weights go to by_weights[p], of
+        those by bias and scale to by_others[p]."""
+        o = tl.arange(0, SIZE)
+        real = o < size
+        k, wide = tl.arange(0, 128), tl.arange(0, 4 * SIZE)
+        held = tl.load(weights + k[:, None] * (4 * SIZE) + wide[None, :])
+        shift = tl.load(bias + o, mask=real, other=0.0)
+        factor = tl.load(scale + o, mask=real, other=0.0)
+        of_weights = tl.zeros([128, 4 * SIZE], tl.float32)
+        of_bias = tl.zeros([SIZE], tl.float32)
+        of_scale = tl.zeros([SIZE], tl.float32)
+        for step in tl.range(per_program, num_stages=STAGES):
+            row = (tl.program_id(0) * per_program + step) * ROWS + tl.arange(0, ROWS)
+            inside = (row < rows)[:, None] & real[None, :]
+            by_y = tl.load(grad + row.to(tl.int64)[:, None] * size + o[None, :], mask=inside, other=0.0).to(tl.float32)
+            windows = _windows(blocks, row, rows, HEIGHT, WIDTH)
+            first, second, third, fourth, highest = _phases(windows, held, shift, ROWS, SIZE)
+            value = highest.to(tl.float32)
+            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
+            unit = value * rate[:, None]
+            normed = unit * factor[None, :]
+            gate = tl.sigmoid(normed)
+            by_normed = by_y * gate * (1.0 + normed * (1.0 - gate))
+            by_unit = by_normed * factor[None, :]
+            along = tl.sum(by_unit * unit, 1) / size
+            by_value = rate[:, None] * (by_unit - unit * along[:, None])
+            of_scale += tl.sum(by_normed * unit, 0)
+            of_bias += tl.sum(by_value, 0)
+            # Products, not choices: where the maximum is NaN no phase equals it, and the gradient must be NaN.
+            one, two = (first == highest).to(tl.float32), (second == highest).to(tl.float32)
+            three, four = (third == highest).to(tl.float32), (fourth == highest).to(tl.float32)
+            share = by_value / (one + two + three + four)
+            kind: tl.constexpr = held.dtype
+            by_x = _together(
+                (share * one).to(kind), (share * two).to(kind), (share * three).to(kind), (share * four).to(kind),
+                ROWS, SIZE,
+            )  # fmt: skip
+            of_weights = tl.dot(tl.trans(windows), by_x, of_weights, input_precision="ieee")
+        to = by_weights + (tl.program_id(0).to(tl.int64) * 108 + k)[:, None] * (4 * SIZE) + wide[None, :]
+        tl.store(to, of_weights, mask=(k < 108)[:, None])
+        to = by_others + tl.program_id(0) * 2 * size + o
+        tl.store(to, of_bias, mask=real)
+        tl.store(to + size, of_scale, mask=real)
