@@ -9,7 +9,7 @@ from torch.nn import functional
 from genreward_fast.kernels.phase_norm_silu import unshuffle
 from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
-ROWS = 64
+ROWS = 128
 
 
 def strides(image: Tensor) -> tuple[Tensor, int, int, int]:
@@ -51,10 +51,10 @@ def image_blocks(image: Tensor, dtype: torch.dtype, columns: int, border: int = 
     images = image.shape[:-3].numel()
     out = torch.empty((images, height + 2 * border, width + 2 * border, columns), dtype=dtype, device=image.device)
     image, *where = strides(image)
-    rows = out.shape[:-1].numel()
-    if rows:
-        options = {"ROWS": ROWS, "COLUMNS": columns, "SIZE": padded(columns), "BORDER": border, "num_warps": 4}
-        _forward[(-(-rows // ROWS),)](image, out, rows, height, width, *where, **options)
+    if images:
+        pieces = -(-out[0, ..., 0].numel() // ROWS)
+        options = {"HEIGHT": height, "WIDTH": width, "BORDER": border, "COLUMNS": columns, "SIZE": padded(columns)}
+        _forward[(images * pieces,)](image, out, pieces, *where, **options, ROWS=ROWS, num_warps=4)
     return out
 
 
@@ -75,26 +75,31 @@ if HAS_TRITON:
     def _forward(
         image,
         out,
-        rows,
-        height,
-        width,
+        pieces,
         per,
         outer,
         inner,
-        ROWS: tl.constexpr,
+        HEIGHT: tl.constexpr,
+        WIDTH: tl.constexpr,
+        BORDER: tl.constexpr,
         COLUMNS: tl.constexpr,
         SIZE: tl.constexpr,
-        BORDER: tl.constexpr,
+        ROWS: tl.constexpr,
     ):
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        """ROWS blocks of one image, the border's among them."""
+        n = tl.program_id(0) // pieces
+        row = tl.program_id(0) % pieces * ROWS + tl.arange(0, ROWS)
         column = tl.arange(0, SIZE)
-        over, line = row % (width + 2 * BORDER) - BORDER, row // (width + 2 * BORDER)
-        n, line = line // (height + 2 * BORDER), line % (height + 2 * BORDER) - BORDER
-        start = (n // per).to(tl.int64) * outer + (n % per).to(tl.int64) * inner + (line * (2 * width) + over) * 6
+        wide: tl.constexpr = WIDTH + 2 * BORDER
+        rows: tl.constexpr = (HEIGHT + 2 * BORDER) * wide
+        line, over = row // wide - BORDER, row % wide - BORDER
         phase = column // 3
-        offset = (phase // 2 * (2 * width) + phase % 2) * 3 + column % 3
-        real = (row < rows) & (over >= 0) & (over < width) & (line >= 0) & (line < height)
+        offset = (phase // 2 * (2 * WIDTH) + phase % 2) * 3 + column % 3
+        real = (line >= 0) & (line < HEIGHT) & (over >= 0) & (over < WIDTH)
         inside = real[:, None] & (column < 12)[None, :]
-        value = _centred(image + start[:, None] + offset[None, :], inside, out.dtype.element_ty)
-        at = row.to(tl.int64)[:, None] * COLUMNS + column[None, :]
-        tl.store(out + at, value, mask=(row < rows)[:, None] & (column < COLUMNS)[None, :])
+        image += (n // per).to(tl.int64) * outer + (n % per).to(tl.int64) * inner
+        at = (line * (2 * WIDTH) + over) * 6
+        value = _centred(image + at[:, None] + offset[None, :], inside, out.dtype.element_ty)
+        out += n.to(tl.int64) * (rows * COLUMNS)
+        stored = (row < rows)[:, None] & (column < COLUMNS)[None, :]
+        tl.store(out + row[:, None] * COLUMNS + column[None, :], value, mask=stored)

@@ -88,15 +88,15 @@ def _width(weight: Tensor) -> int:
     return max(16, padded(len(weight)))
 
 
-def _launch(image: Tensor, size: int, dtype: torch.dtype, programs: int) -> tuple[int, int, dict[str, Any]]:
-    """How many programs there are, at most `programs`; the blocks of rows that each takes; the kernels' options."""
+def _launch(image: Tensor, size: int, dtype: torch.dtype, programs: int) -> tuple[int, tuple[int, int], dict[str, Any]]:
+    """How many programs there are, at most `programs`; tiles of rows, of all and of one; the kernels' options."""
     # Two programs of the gradient fit a multiprocessor's registers. Without tensor cores its sums need more threads.
     rows, warps = (16, 16) if dtype == torch.float32 else (64, 4)
     height, width = image.shape[-3] // 2, image.shape[-2] // 2
-    blocks = -(-image.shape[:-3].numel() * height * width // rows)
-    per_program = -(-blocks // programs)
+    tiles = image.shape[:-3].numel() * (height // 2) * -(-2 * width // rows)
+    per_program = -(-tiles // programs)
     options = {"HEIGHT": height, "WIDTH": width, "ROWS": rows, "SIZE": size, "STAGES": 2, "num_warps": warps}
-    return -(-blocks // per_program), per_program, options
+    return -(-tiles // per_program), (tiles, per_program), options
 
 
 class _ImageLevel(torch.autograd.Function):
@@ -105,25 +105,24 @@ class _ImageLevel(torch.autograd.Function):
         ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
     ) -> Tensor:
         n, height, width = image.shape[:-3].numel(), image.shape[-3] // 4, image.shape[-2] // 4
-        channels = len(weight)
         inputs = image_blocks(image, dtype, 12, 1), window_weights(weight, dtype), bias, scale
         ctx.save_for_backward(*inputs)
-        ctx.rows, ctx.eps = (n * height * width * 4, channels), eps
-        ctx.launch = _launch(image, _width(weight), dtype, PARTIALS)
-        out = torch.empty((n, height, width, 4 * channels), dtype=dtype, device=image.device)
-        programs, per_program, options = _launch(image, _width(weight), dtype, MAX_PROGRAMS)
-        _forward[(programs,)](*inputs, out, *ctx.rows, eps, per_program, **options)
+        ctx.launch, ctx.eps = _launch(image, _width(weight), dtype, PARTIALS), eps
+        out = torch.empty((n, height, width, 4 * len(weight)), dtype=dtype, device=image.device)
+        programs, (tiles, per_program), options = _launch(image, _width(weight), dtype, MAX_PROGRAMS)
+        _forward[(programs,)](*inputs, out, tiles, len(weight), eps, per_program, **options)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, channels = ctx.saved_tensors, ctx.rows[1]
-        programs, per_program, options = ctx.launch
-        columns = inputs[1].shape[1]
-        by_weights = torch.empty((programs, 108, columns), dtype=torch.float32, device=grad.device)
+        blocks, weights, bias, scale = ctx.saved_tensors
+        programs, (tiles, per_program), options = ctx.launch
+        channels = len(bias)
+        by_weights = torch.empty((programs, 108, weights.shape[1]), dtype=torch.float32, device=grad.device)
         by_others = torch.empty((programs, 2, channels), dtype=torch.float32, device=grad.device)
         _backward[(programs,)](
-            grad.contiguous(), *inputs, by_weights, by_others, *ctx.rows, ctx.eps, per_program, **options
-        )
+            grad.contiguous(), blocks, weights, bias, scale, by_weights, by_others,
+            tiles, channels, ctx.eps, per_program, **options,
+        )  # fmt: skip
         return None, sum_weights(by_weights, channels), *column_sums(by_others).unbind(), None, None

@@ -60,18 +60,24 @@ if HAS_TRITON:
         return tl.maximum(a.to(tl.float32), b.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
 
     @triton.jit
-    def _windows(blocks, row, rows, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-        """The windows of some rows of the result, (ROWS, 128)."""
-        k = tl.arange(0, 128)
+    def _place(tile, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+        """ROWS rows of the result, which are ordered as its blocks of 2 x 2 are, all in one line of blocks: where their
+        first window begins in the map of blocks, the number of the first row, and how many rows there are."""
+        pieces: tl.constexpr = (2 * WIDTH + ROWS - 1) // ROWS
+        line, piece = (tile // pieces).to(tl.int64), tile % pieces
+        # Each image has a border above and below.
+        first = (2 * line + line // (HEIGHT // 2) * 2) * (WIDTH + 2) + piece * (ROWS // 2)
+        return first * 12, line * (2 * WIDTH) + piece * ROWS, 2 * WIDTH - piece * ROWS
+
+    @triton.jit
+    def _windows(blocks, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+        """The windows of `rows` rows of the result, (ROWS, 128), of which `blocks` points to the first."""
+        k, row = tl.arange(0, 128), tl.arange(0, ROWS)
         group = k // 4  # values that lie side by side wherever the window lies
         offset = group // 9 * ((WIDTH + 2) * 12) + group % 9 * 4 + k % 4
-        # Rows of the result are ordered as its blocks of 2 x 2 are; lines are counted over all images.
-        phase, block = row % 4, row // 4
-        line = block // (WIDTH // 2) * 2 + phase // 2
-        column = block % (WIDTH // 2) * 2 + phase % 2
-        first = (line + line // HEIGHT * 2) * (WIDTH + 2) + column
+        start = (row % 4 // 2 * (WIDTH + 2) + row // 4 * 2 + row % 2) * 12
         inside = (row < rows)[:, None] & (k < 108)[None, :]
-        return tl.load(blocks + first.to(tl.int64)[:, None] * 12 + offset[None, :], mask=inside, other=0.0)
+        return tl.load(blocks + start[:, None] + offset[None, :], mask=inside, other=0.0)
 
     @triton.jit
     def _biased(x, shift):
@@ -91,49 +97,53 @@ if HAS_TRITON:
 
     @triton.jit
     def _forward(
-        blocks, weights, bias, scale, out, rows, size, eps, per_program,
-        HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
-        STAGES: tl.constexpr,
+        blocks, weights, bias, scale, out, tiles, size, eps, per_program,
+        HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        """Program p: `per_program` times ROWS rows of the result."""
-        o = tl.arange(0, SIZE)
-        wide = tl.arange(0, 4 * SIZE)
+        """Program p: the p-th `per_program` tiles of ROWS rows of the result."""
+        o, wide = tl.arange(0, SIZE), tl.arange(0, 4 * SIZE)
         held = tl.load(weights + tl.arange(0, 128)[:, None] * (4 * SIZE) + wide[None, :])
         shift = tl.load(bias + o, mask=o < size, other=0.0)
         factor = tl.load(scale + o, mask=o < size, other=0.0)
-        for step in tl.range(per_program, num_stages=STAGES):
-            row = (tl.program_id(0) * per_program + step) * ROWS + tl.arange(0, ROWS)
-            windows = _windows(blocks, row, rows, HEIGHT, WIDTH)
+        at = tl.arange(0, ROWS)[:, None] * size + o[None, :]
+        begin = tl.program_id(0) * per_program
+        for step in tl.range(tl.minimum(per_program, tiles - begin), num_stages=STAGES):
+            first, row, rows = _place(begin + step, HEIGHT, WIDTH, ROWS)
+            windows = _windows(blocks + first, rows, WIDTH, ROWS)
             _, _, _, _, highest = _phases(windows, held, shift, ROWS, SIZE)
             value = highest.to(tl.float32)
             rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
             normed = value * rate[:, None] * factor[None, :]
             y = (normed * tl.sigmoid(normed)).to(out.dtype.element_ty)
-            inside = (row < rows)[:, None] & (o < size)[None, :]
-            tl.store(out + row.to(tl.int64)[:, None] * size + o[None, :], y, mask=inside)
+            inside = (tl.arange(0, ROWS) < rows)[:, None] & (o < size)[None, :]
+            tl.store(out + row * size + at, y, mask=inside)
+
+    @triton.jit
+    def _added(total, x, ROWS: tl.constexpr, SIZE: tl.constexpr):
+        """total (ROWS / 16, 8, SIZE) plus (ROWS, SIZE): of each 16 rows, a thread holds two of those that it adds."""
+        return total + tl.sum(tl.reshape(x, [ROWS // 16, 2, 8, SIZE]), 1)
 
     @triton.jit
     def _backward(
-        grad, blocks, weights, bias, scale, by_weights, by_others, rows, size, eps, per_program,
-        HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
-        STAGES: tl.constexpr,
+        grad, blocks, weights, bias, scale, by_weights, by_others, tiles, size, eps, per_program,
+        HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        """Program p: `per_program` times ROWS rows; its shares of the gradients by weights go to by_weights[p], of
-        those by bias and scale to by_others[p]."""
-        o = tl.arange(0, SIZE)
-        real = o < size
-        k, wide = tl.arange(0, 128), tl.arange(0, 4 * SIZE)
+        """Program p: the p-th `per_program` tiles; its shares of the gradients by weights go to by_weights[p], of those
+        by bias and scale to by_others[p]."""
+        o, wide, k = tl.arange(0, SIZE), tl.arange(0, 4 * SIZE), tl.arange(0, 128)
         held = tl.load(weights + k[:, None] * (4 * SIZE) + wide[None, :])
-        shift = tl.load(bias + o, mask=real, other=0.0)
-        factor = tl.load(scale + o, mask=real, other=0.0)
+        shift = tl.load(bias + o, mask=o < size, other=0.0)
+        factor = tl.load(scale + o, mask=o < size, other=0.0)
+        at = tl.arange(0, ROWS)[:, None] * size + o[None, :]
         of_weights = tl.zeros([128, 4 * SIZE], tl.float32)
-        of_bias = tl.zeros([SIZE], tl.float32)
-        of_scale = tl.zeros([SIZE], tl.float32)
-        for step in tl.range(per_program, num_stages=STAGES):
-            row = (tl.program_id(0) * per_program + step) * ROWS + tl.arange(0, ROWS)
-            inside = (row < rows)[:, None] & real[None, :]
-            by_y = tl.load(grad + row.to(tl.int64)[:, None] * size + o[None, :], mask=inside, other=0.0).to(tl.float32)
-            windows = _windows(blocks, row, rows, HEIGHT, WIDTH)
+        of_bias = tl.zeros([ROWS // 16, 8, SIZE], tl.float32)
+        of_scale = tl.zeros([ROWS // 16, 8, SIZE], tl.float32)
+        begin = tl.program_id(0) * per_program
+        for step in tl.range(tl.minimum(per_program, tiles - begin), num_stages=STAGES):
+            first_window, row, rows = _place(begin + step, HEIGHT, WIDTH, ROWS)
+            inside = (tl.arange(0, ROWS) < rows)[:, None] & (o < size)[None, :]
+            by_y = tl.load(grad + row * size + at, mask=inside, other=0.0).to(tl.float32)
+            windows = _windows(blocks + first_window, rows, WIDTH, ROWS)
             first, second, third, fourth, highest = _phases(windows, held, shift, ROWS, SIZE)
             value = highest.to(tl.float32)
             rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
@@ -144,20 +154,21 @@ if HAS_TRITON:
             by_unit = by_normed * factor[None, :]
             along = tl.sum(by_unit * unit, 1) / size
             by_value = rate[:, None] * (by_unit - unit * along[:, None])
-            of_scale += tl.sum(by_normed * unit, 0)
-            of_bias += tl.sum(by_value, 0)
+            of_scale = _added(of_scale, by_normed * unit, ROWS, SIZE)
+            of_bias = _added(of_bias, by_value, ROWS, SIZE)
             # Products, not choices: where the maximum is NaN no phase equals it, and the gradient must be NaN.
             one, two = (first == highest).to(tl.float32), (second == highest).to(tl.float32)
             three, four = (third == highest).to(tl.float32), (fourth == highest).to(tl.float32)
             share = by_value / (one + two + three + four)
             kind: tl.constexpr = held.dtype
             by_x = _together(
-                (share * one).to(kind), (share * two).to(kind), (share * three).to(kind), (share * four).to(kind),
+                (share * one).to(kind), (share * two).to(kind),
+                (share * three).to(kind), (share * four).to(kind),
                 ROWS, SIZE,
             )  # fmt: skip
             of_weights = tl.dot(tl.trans(windows), by_x, of_weights, input_precision="ieee")
         to = by_weights + (tl.program_id(0).to(tl.int64) * 108 + k)[:, None] * (4 * SIZE) + wide[None, :]
         tl.store(to, of_weights, mask=(k < 108)[:, None])
         to = by_others + tl.program_id(0) * 2 * size + o
-        tl.store(to, of_bias, mask=real)
-        tl.store(to + size, of_scale, mask=real)
+        tl.store(to, tl.sum(tl.sum(of_bias, 0), 0), mask=o < size)
+        tl.store(to + size, tl.sum(tl.sum(of_scale, 0), 0), mask=o < size)

@@ -11,7 +11,7 @@ from genreward_fast.kernels.triton_support import INTERPRETED
 
 EPS = 1e-4
 # Leading axes, H, W, C.
-SHAPES = [((), 4, 8, 5), ((3,), 12, 4, 8), ((2, 3), 8, 20, 16), ((5,), 4, 4, 32)]
+SHAPES = [((), 4, 72, 5), ((3,), 12, 4, 8), ((2, 3), 8, 20, 16), ((5,), 4, 4, 32)]
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 # Triton's interpreter cannot multiply matrices of bfloat16.
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else list(LIMITS)
