@@ -19,10 +19,11 @@ if HAS_TRITON:
 
 MAX_CHANNELS = 32
 """With more, the gradient's sums (128 by four times the channels) fill more registers than there are."""
-MAX_PROGRAMS = 2048
-"""Of the forward pass, each of which reads all weights first."""
+MAX_PROGRAMS = 768
+"""Of the forward pass: each reads all weights first, so that few are best that fill the chip evenly."""
 BLOCK = 512
 PARTS = 128
+"""Shares of the gradient that `sum_weights` adds up at once."""
 
 
 def image_level_reference(
@@ -46,7 +47,7 @@ def image_level(image: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, eps:
         weight: (C, 3, 5, 5) float32, C at most `MAX_CHANNELS`.
         bias, scale: (C,) float32.
         eps: added to the mean square.
-        dtype: what is computed in, and of the result.
+        dtype: what is computed in, and of the result; float32, bfloat16 or float16.
 
     Returns:
         (N, H / 4, W / 4, 4 C): blocks of 2 x 2 of the level's H / 2 x W / 2 pixels, channels (row in the block, column
