@@ -22,12 +22,14 @@ def compare(
     options: Namespace,
     limits: Limits,
     peers: dict[str, Callable[..., Tensor]] | None = None,
+    flops: int = 0,
 ) -> list[dict[str, Any]]:
     """Times op(*leaves, *others) and its gradients by the leaves, if there are any.
 
     Args:
         sizes: bytes that the op and its gradients move at least.
         peers: other ways to compute the same.
+        flops: that the op does at least, and its gradients.
     """
     device = torch.device(options.device)
     functions = {"": op, "reference": reference}
@@ -66,7 +68,7 @@ def compare(
                     "dtype": options.dtype,
                     "ms": ms,
                     "GB/s": size / ms / 1e6,
-                    "% of limit": 100 * limits.milliseconds(size, 0) / ms,
+                    "% of limit": 100 * limits.milliseconds(size, flops) / ms,
                     "relative error": error,
                 }
             )

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from genreward_fast.agent.config import NetworkSize
 from genreward_fast.agent.convs import ChannelNorm, Conv, max_pool
+from genreward_fast.agent.nets import NORM_EPS
 from genreward_fast.kernels.image_blocks import image_blocks
+from genreward_fast.kernels.image_level import MAX_CHANNELS, image_level
 from genreward_fast.kernels.triton_support import runs_triton
 
 MULTIPLIERS = (2, 3, 4, 4)
@@ -46,6 +48,9 @@ class Encoder(nn.Module):
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             assert isinstance(conv, Conv)
             assert isinstance(norm, ChannelNorm)
+            if i == 0 and self.first <= MAX_CHANNELS:
+                x = image_level(image, conv.weight, conv.bias, norm.scale, NORM_EPS, self.dtype)
+                continue
             x = image_blocks(image, self.dtype, IMAGE_COLUMNS) if x is None else x
             x = norm.silu_of_blocks(conv.blocks(x), conv, "pool" if i == last else "pool_blocks")
         assert x is not None

@@ -39,7 +39,7 @@ def test_upconv_is_doubling_and_convolution(size):
         assert torch.allclose(a, b, atol=1e-11)
 
 
-@pytest.mark.parametrize("depth", [1, 6])
+@pytest.mark.parametrize("depth", [1, 6, 17])
 def test_blocks_are_the_plain_image_networks(depth):
     """The references of the kernels, put together as on CUDA, beside the plain layers."""
     sizes = NetworkSize(deter=16, hidden=8, classes=4, depth=depth, units=8, stoch=4, blocks=4)

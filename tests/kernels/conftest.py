@@ -19,6 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
+    torch.uint8: "u8",
     torch.bool: "i1",
     torch.int64: "i64",
 }

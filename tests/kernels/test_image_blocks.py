@@ -4,13 +4,11 @@ import pytest
 import torch
 
 from genreward_fast.kernels import image_blocks as module
-from genreward_fast.kernels.image_blocks import (
-    image_blocks,
-    image_blocks_reference,
-)
+from genreward_fast.kernels.image_blocks import image_blocks, image_blocks_reference
+from genreward_fast.kernels.triton_support import padded
 
 # Leading axes, H, W.
-SHAPES = [((), 4, 6), ((3,), 2, 2), ((2, 3), 10, 4), ((2, 1, 2), 4, 4)]
+SHAPES = [((), 4, 6), ((3,), 2, 2), ((2,), 32, 26), ((2, 3), 10, 4), ((2, 1, 2), 4, 4)]
 LIMITS = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # Triton's interpreter rounds bfloat16 down
 
 
@@ -25,6 +23,9 @@ def test_reference_places_pixels(shape, fresh_generator):
     found = image_blocks_reference(image, torch.float64, 16)
     flat = image.reshape(-1, *shape[1:], 3)
     assert found.shape == (len(flat), shape[1] // 2, shape[2] // 2, 16)
+    framed = image_blocks_reference(image, torch.float64, 12, 2)
+    assert torch.equal(framed[:, 2:-2, 2:-2], found[..., :12])
+    assert framed.count_nonzero() == found.count_nonzero()
     for phase in range(4):
         expected = flat[:, phase // 2 :: 2, phase % 2 :: 2].double() / 255 - 0.5
         assert torch.equal(found[..., 3 * phase : 3 * phase + 3], expected)
@@ -33,11 +34,13 @@ def test_reference_places_pixels(shape, fresh_generator):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", list(LIMITS))
-@pytest.mark.parametrize("columns", [16, 32])
-def test_on_triton_agrees_with_reference(shape, dtype, columns, triton_device, poisoned, fresh_generator, relative_rms):
+@pytest.mark.parametrize(("columns", "border"), [(12, 1), (32, 0), (13, 2)])
+def test_on_triton_agrees_with_reference(
+    shape, dtype, columns, border, triton_device, poisoned, fresh_generator, relative_rms
+):
     image = images(shape, fresh_generator, triton_device)
-    found = image_blocks(image, dtype, columns)
-    expected = image_blocks_reference(image, dtype, columns)
+    found = image_blocks(image, dtype, columns, border)
+    expected = image_blocks_reference(image, dtype, columns, border)
     assert found.dtype == dtype
     assert found.shape == expected.shape
     assert found.is_contiguous()
@@ -68,8 +71,8 @@ def test_in_the_interpreter(run_interpreted):
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
-@pytest.mark.parametrize(("dtype", "columns"), [("bf16", 32), ("fp32", 16)])
-def test_compiles_for_every_chip(capability, dtype, columns, compile_for):
-    names = ("rows", "height", "width", "per", "outer", "inner")
-    signature = {"image": "*u8", "out": f"*{dtype}"} | dict.fromkeys(names, "i32")
-    compile_for(module._forward, capability, signature, {"ROWS": module.ROWS, "COLUMNS": columns}, num_warps=4)
+@pytest.mark.parametrize(("dtype", "columns", "border"), [("bf16", 32, 0), ("bf16", 12, 1), ("fp32", 12, 1)])
+def test_compiles_for_every_chip(capability, dtype, columns, border, compile_for):
+    signature = {"image": "*u8", "out": f"*{dtype}"} | dict.fromkeys(("pieces", "per", "outer", "inner"), "i32")
+    constants = {"HEIGHT": 32, "WIDTH": 32, "BORDER": border, "COLUMNS": columns, "SIZE": padded(columns)}
+    compile_for(module._forward, capability, signature, constants | {"ROWS": module.ROWS}, num_warps=4)

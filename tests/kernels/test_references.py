@@ -12,6 +12,7 @@ from genreward_fast.kernels import (
     fb_score,
     gru_gates,
     image_blocks,
+    image_level,
     lambda_return,
     laprop,
     latent_cosine,
@@ -146,6 +147,9 @@ CASES = {
     "gru_gates": lambda: gru_gates.gru_gates_reference(*gates()),
     "gru_gates_backward": lambda: gru_gates.gru_gates_backward_reference(draw(3, 8), *gates()),
     "image_blocks": lambda: image_blocks.image_blocks_reference(pictures(2, 4, 4, 3), torch.float64, 16),
+    "image_level": lambda: image_level.image_level_reference(
+        pictures(2, 4, 4, 3), draw(5, 3, 5, 5), draw(5), draw(5), EPS, torch.float64
+    ),
     "lambda_return": lambda: lambda_return.lambda_return_reference(
         draw(3, 5), flags(3, 5), flags(3, 5), draw(3, 5), 0.997, 0.95
     ),
