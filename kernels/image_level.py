@@ -19,8 +19,10 @@ if HAS_TRITON:
 
 MAX_CHANNELS = 32
 """With more, the gradient's sums (128 by four times the channels) fill more registers than there are."""
-MAX_PROGRAMS = 768
+MAX_PROGRAMS = 512
 """Of the forward pass: each reads all weights first, so that few are best that fill the chip evenly."""
+STAGES = 1, 2
+"""Tiles on their way at a time, forward and backward: there, few programs fit a multiprocessor to hide the waiting."""
 BLOCK = 512
 PARTS = 128
 """Shares of the gradient that `sum_weights` adds up at once."""
@@ -96,7 +98,7 @@ def _launch(image: Tensor, size: int, dtype: torch.dtype, programs: int) -> tupl
     height, width = image.shape[-3] // 2, image.shape[-2] // 2
     tiles = image.shape[:-3].numel() * (height // 2) * -(-2 * width // rows)
     per_program = -(-tiles // programs)
-    options = {"HEIGHT": height, "WIDTH": width, "ROWS": rows, "SIZE": size, "STAGES": 2, "num_warps": warps}
+    options = {"HEIGHT": height, "WIDTH": width, "ROWS": rows, "SIZE": size, "num_warps": warps}
     return -(-tiles // per_program), (tiles, per_program), options
 
 
@@ -111,7 +113,7 @@ class _ImageLevel(torch.autograd.Function):
         ctx.launch, ctx.eps = _launch(image, _width(weight), dtype, PARTIALS), eps
         out = torch.empty((n, height, width, 4 * len(weight)), dtype=dtype, device=image.device)
         programs, (tiles, per_program), options = _launch(image, _width(weight), dtype, MAX_PROGRAMS)
-        _forward[(programs,)](*inputs, out, tiles, len(weight), eps, per_program, **options)
+        _forward[(programs,)](*inputs, out, tiles, len(weight), eps, per_program, **options, STAGES=STAGES[0])
         return out
 
     @staticmethod
@@ -124,6 +126,6 @@ class _ImageLevel(torch.autograd.Function):
         by_others = torch.empty((programs, 2, channels), dtype=torch.float32, device=grad.device)
         _backward[(programs,)](
             grad.contiguous(), blocks, weights, bias, scale, by_weights, by_others,
-            tiles, channels, ctx.eps, per_program, **options,
+            tiles, channels, ctx.eps, per_program, **options, STAGES=STAGES[1],
         )  # fmt: skip
         return None, sum_weights(by_weights, channels), *column_sums(by_others).unbind(), None, None

@@ -174,7 +174,8 @@ if HAS_TRITON:
         lower = tl.where(inside, tl.exp(lower - top[:, None]), 0.0)
         total = tl.sum(upper + lower, 1) + tl.exp(centre - top)
         place = tl.load(bins + half + 1 + pair, mask=pair < half, other=0.0)
-        found = tl.sum((upper / total[:, None] - lower / total[:, None]) * place[None, :], 1)
+        # The difference first: of two quotients the compiler may make one rounded and one unrounded product.
+        found = tl.sum((upper - lower) / total[:, None] * place[None, :], 1)
         tl.store(mean + row, found, mask=row < rows)
 
     @triton.jit

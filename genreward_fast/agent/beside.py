@@ -15,6 +15,9 @@ AHEAD = -1
 
 @functools.cache
 def _stream(name: str, device: torch.device) -> torch.cuda.Stream:
+    # Losses on several streams share parameters: where their gradients meet, one stream waits for the other, and there
+    # is nothing to warn of.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     return torch.cuda.Stream(device)
 
 

@@ -163,6 +163,12 @@ class AgentConfig:
         return torch.promote_types(self.compute_dtype, torch.float32)
 
     @property
+    def scales(self) -> dict[str, float]:
+        """The weight of each loss by its name."""
+        names = ("dyn", "rep", "image", "reward", "con", "policy", "value", "repval")
+        return {name: getattr(self, f"scale_{name}") for name in names}
+
+    @property
     def discount(self) -> float:
         """1 - 1 / `discount_horizon`."""
         return 1 - 1 / self.discount_horizon

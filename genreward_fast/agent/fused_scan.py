@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,12 +22,7 @@ from genreward_fast.kernels.rssm_observe_backward import StepGradients
 from genreward_fast.kernels.rssm_step import StepValues, StepWeights
 
 BESIDE = "world model"
-"""The stream on which the gradient is prepared as soon as there are values, and its end is left to others."""
-LATER = (
-    "deter_in", "deter_bias", "deter_scale", "stoch_in", "stoch_bias", "stoch_scale", "hidden", "gates", "gates_bias",
-    "logit", "logit_bias",
-)  # fmt: skip
-"""Weights whose gradients nothing waits for."""
+"""The stream on which the gradient is prepared as soon as there are values, and on which it ends in the weights'."""
 
 
 def fused_scan(
@@ -60,46 +54,43 @@ def fused_scan(
     """
     shape = (*reset.shape, *stoch.shape[1:])
     uniform, forced = sampler.sequence("posterior", shape[:3], deter.device)
-    tensors = [getattr(weights, field.name) for field in fields(weights)]
-    later = _Later() if torch.is_grad_enabled() else None
-    if later is not None:
-        # Autograd runs a node's gradient on the stream of its forward.
-        with beside(BESIDE, *tensors):
-            own = iter(_Weights.apply(later, *(getattr(weights, name) for name in LATER)))
-        tensors = [next(own) if field.name in LATER else x for field, x in zip(fields(weights), tensors)]
+    tensors = {field.name: getattr(weights, field.name) for field in fields(weights)}
+    learns = torch.is_grad_enabled()
+    if learns:
+        # Autograd goes on with a node's gradients on the stream of its forward. Part of a weight is none: what joins
+        # its gradient to the rest would make the main stream wait.
+        own = {name: tensor for name, tensor in tensors.items() if name != "from_deter"}
+        with beside(BESIDE, *own.values()):
+            tensors |= dict(zip(own, _Weights.apply(*own.values())))
     deters, stochs, logits, index = _FusedScan.apply(
-        uniform, forced, unimix, later, reset, deter, stoch.flatten(1), action, evidence, hidden_bias, *tensors
+        uniform,
+        forced,
+        unimix,
+        learns,
+        reset,
+        deter,
+        stoch.flatten(1),
+        action,
+        evidence,
+        hidden_bias,
+        *tensors.values(),
     )
     if uniform is not None:
         sampler.drew("posterior", index)
     return deters, stochs.view(shape), logits.view(shape), index
 
 
-class _Later:
-    """Hands over what computes the gradients by `LATER`, and what that reads."""
-
-    work: Callable[[], dict[str, Tensor]]
-    reads: Sequence[Tensor]
-
-
 class _Weights(torch.autograd.Function):
-    """The weights as they are; their gradients, which the scan itself leaves out."""
+    """The weights as they are."""
 
     @staticmethod
-    def forward(ctx: Any, later: _Later, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.later = later
-        ctx.set_materialize_grads(False)
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
-        if ctx.later.reads[0].is_cuda:
-            for tensor in ctx.later.reads:
-                tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        found = ctx.later.work()
-        del ctx.later.work, ctx.later.reads
-        return None, *(found[name] for name in LATER)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients
 
 
 class _FusedScan(torch.autograd.Function):
@@ -109,7 +100,7 @@ class _FusedScan(torch.autograd.Function):
         uniform: Tensor | None,
         forced: Tensor | None,
         unimix: float,
-        later: _Later | None,
+        learns: bool,
         reset: Tensor,
         deter: Tensor,
         stoch: Tensor,
@@ -143,8 +134,8 @@ class _FusedScan(torch.autograd.Function):
         # Outputs are among these, so that `ctx` must not hold them itself: they would never be freed.
         kept = [getattr(values, field.name) for field in fields(values)]
         ctx.save_for_backward(reset, deter, stoch, action, *kept, *tensors)
-        ctx.unimix, ctx.later = unimix, later
-        if later is not None:
+        ctx.unimix = unimix
+        if learns:
             with beside(BESIDE, values.evidence, values.hidden, values.embedded):
                 ctx.grads = StepGradients.prepare(weights, values)
         ctx.mark_non_differentiable(values.index)
@@ -158,7 +149,9 @@ class _FusedScan(torch.autograd.Function):
         by_deter, by_stoch, by_logits = (x.contiguous() for x in (by_deter, by_stoch, by_logits))
         count = len(fields(StepValues))
         values, weights = StepValues(*saved[:count]), StepWeights(*saved[count:])
-        grads: StepGradients = ctx.grads
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:  # the second time
+            grads = StepGradients.prepare(weights, values)
         join(BESIDE, deter.device)
         steps, latents = reset.shape[1], values.index.shape[2]
 
@@ -177,11 +170,8 @@ class _FusedScan(torch.autograd.Function):
             if t:
                 outside = by_stoch[:, t - 1], by_logits[:, t - 1]
                 back.embedded(weights, ctx.unimix, *outside, reset[:, t], values, grads, t)
-        found, ctx.later.work = _gradients(weights, reset, deter, stoch, action, values, grads)
-        reads = [value for of in (values, grads, grads.embedded) for value in vars(of).values()]
-        ctx.later.reads = [x for x in (*reads, reset, deter, stoch, action, found["by_hidden"]) if torch.is_tensor(x)]
-        names = ["action", "evidence", "hidden_bias", *(field.name for field in fields(StepWeights))]
-        return *[None] * 7, *(found.get(name) for name in names)
+        by_inputs, by_weights = _gradients(weights, reset, deter, stoch, action, values, grads)
+        return *[None] * 7, *by_inputs, *by_weights
 
 
 def _gradients(
@@ -192,8 +182,9 @@ def _gradients(
     action: Tensor,
     values: StepValues,
     grads: StepGradients,
-) -> tuple[dict[str, Tensor], Callable[[], dict[str, Tensor]]]:
-    """Those that others wait for, with that by the hidden layer before its norm; and what computes those by `LATER`."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Those by the embedded action, the evidence and the hidden layer's bias; and those by `weights` in their order,
+    nearly all on another stream, since only the optimiser waits for them."""
     size, blocks = weights.deter_in.shape[0], weights.blocks
     piece = deter.shape[1] // blocks
 
@@ -217,40 +208,38 @@ def _gradients(
     by_evidence, posterior_sums = by_norm(grads.seen, values.evidence, weights.posterior_scale)
     by_hidden, hidden_sums = by_norm(grads.active, values.hidden, weights.hidden_scale)
     from_action = weights.hidden[:, -size:].transpose(1, 2).reshape(-1, size)
-    first = {
-        "action": (by_hidden @ from_action).view_as(action),
-        "evidence": by_evidence.view_as(values.evidence),
-        "hidden_bias": hidden_sums[1],
-        "hidden_scale": hidden_sums[0],
-        "from_deter": by_evidence.t() @ rows(values.deter),
-        "posterior_scale": posterior_sums[0],
-        "by_hidden": by_hidden,
-    }
-
-    def later() -> dict[str, Tensor]:
+    by_action = (by_hidden @ from_action).view_as(action)
+    by_from_deter = by_evidence.t() @ rows(values.deter)
+    reads = [value for of in (values, grads, grads.embedded) for value in vars(of).values() if torch.is_tensor(value)]
+    with beside(BESIDE, *reads, reset, deter, stoch, action, by_hidden):
         in_scale = grads.embedded.scale
         by_embedded, in_sums = by_norm(grads.shared, values.embedded, in_scale)
         by_gates, by_logits = rows(grads.gates), rows(grads.logits)
         # All blocks read the same embedded deter, stoch and action.
         shared = torch.cat([active(rows(values.embedded), in_scale), rows(action)], 1)
-        deters = old(deter, values.deter)
-        hidden = active(rows(values.hidden), weights.hidden_scale)
+        deters, stochs = old(deter, values.deter), old(stoch, values.stoch)
+        hidden, seen = (
+            active(rows(values.hidden), weights.hidden_scale),
+            active(rows(values.evidence), weights.posterior_scale),
+        )
         by_weight = torch.empty_like(weights.hidden, memory_format=torch.contiguous_format)
         pieces = by_block(by_hidden, blocks)
         torch.bmm(by_block(deters, blocks).transpose(1, 2), pieces, out=by_weight[:, :piece])
         torch.bmm(shared.t().expand(blocks, -1, -1), pieces, out=by_weight[:, piece:])
-        return {
-            "deter_in": by_embedded[:, :size].t() @ deters,
-            "deter_bias": in_sums[1, 0],
-            "deter_scale": in_sums[0, 0],
-            "stoch_in": by_embedded[:, size:].t() @ old(stoch, values.stoch),
-            "stoch_bias": in_sums[1, 1],
-            "stoch_scale": in_sums[0, 1],
-            "hidden": by_weight,
-            "gates": torch.bmm(by_block(hidden, blocks).transpose(1, 2), by_block(by_gates, blocks)),
-            "gates_bias": column_sums(by_gates, by_gates.dtype),
-            "logit": by_logits.t() @ active(rows(values.evidence), weights.posterior_scale),
-            "logit_bias": column_sums(by_logits, by_logits.dtype),
-        }
-
-    return first, later
+        by_weights = StepWeights(
+            deter_in=by_embedded[:, :size].t() @ deters,
+            deter_bias=in_sums[1, 0],
+            deter_scale=in_sums[0, 0],
+            stoch_in=by_embedded[:, size:].t() @ stochs,
+            stoch_bias=in_sums[1, 1],
+            stoch_scale=in_sums[0, 1],
+            hidden=by_weight,
+            hidden_scale=hidden_sums[0],
+            gates=torch.bmm(by_block(hidden, blocks).transpose(1, 2), by_block(by_gates, blocks)),
+            gates_bias=column_sums(by_gates, by_gates.dtype),
+            from_deter=by_from_deter,
+            posterior_scale=posterior_sums[0],
+            logit=by_logits.t() @ seen,
+            logit_bias=column_sums(by_logits, by_logits.dtype),
+        )
+    return [by_action, by_evidence.view_as(values.evidence), hidden_sums[1]], list(vars(by_weights).values())

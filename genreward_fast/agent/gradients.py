@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Tensors, and the gradient by each."""
+
 
 class Gradients:
     """What one update knows of the gradients so far.
@@ -24,23 +27,23 @@ class Gradients:
         self._names, self._leaves = names, leaves
         self._found: list[list[Tensor]] = [[] for _ in names]
 
-    def add(self, outputs: Sequence[Tensor], by: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Differentiates the sum of outputs · by, and frees its graph.
+    def add(self, ends: Pairs, inputs: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Differentiates the sum of their products, and frees the graph.
 
         Args:
-            outputs: what to differentiate.
-            by: the gradient by each output, of its shape.
-            inputs: leaves of the graph other than the parameters.
+            ends: where to begin: tensors, and the gradient by each.
+            inputs: leaves of the graph other than the parameters; all of them must matter.
 
         Returns:
             The gradients by the inputs.
         """
         leaves = [(i, leaf) for i, group in enumerate(self._leaves) for leaf in group]
-        wanted = [*inputs, *(leaf for _, leaf in leaves)]
-        found = torch.autograd.grad(outputs, wanted, by, allow_unused=True)
+        outputs, by = zip(*ends)
+        found = torch.autograd.grad(outputs, [*inputs, *(leaf for _, leaf in leaves)], by, allow_unused=True)
         for (i, _), gradient in zip(leaves, found[len(inputs) :]):
             if gradient is not None:
                 self._found[i].append(gradient)
+        assert all(gradient is not None for gradient in found[: len(inputs)])
         return found[: len(inputs)]
 
     def total(self) -> list[list[Tensor]]:

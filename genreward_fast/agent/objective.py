@@ -12,7 +12,7 @@ from torch import Tensor
 from genreward_fast.agent.beside import beside, join, resumed
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.distributions import one_hot
-from genreward_fast.agent.gradients import Gradients
+from genreward_fast.agent.gradients import Gradients, Pairs
 from genreward_fast.agent.heads import outputs
 from genreward_fast.agent.imagination import imagine
 from genreward_fast.agent.losses import critic_loss
@@ -26,9 +26,6 @@ from genreward_fast.kernels.loss_total import loss_total
 from genreward_fast.kernels.policy_loss import policy_loss
 from genreward_fast.kernels.triton_support import runs_triton
 from genreward_fast.types import Batch
-
-Pairs = Sequence[tuple[Tensor, Tensor]]
-"""Outputs, and the gradient by each."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,9 @@ class Objective:
 def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, gradients: Gradients) -> Objective:
     """Computes the losses of one update and their gradients; moves the return range on the way, before a loss uses it.
 
-    Only the replay value reaches back through imagination's results, and only imagination's own losses do not reach the
-    world model. So the world model's heads and decoder go there and back while imagination runs, and actor and critic
-    learn while the gradients pass back through the sequence.
+    Only one loss whose gradient reaches the sequence waits for imagination: the replay value, whose targets come from
+    it. So the world model's heads and decoder go there and back while imagination runs, and actor and critic learn
+    while the gradients pass back through the sequence.
 
     Args:
         batch: `batch_length` + `context` rows with images and latents. The last context row's latents are the state
@@ -80,12 +77,16 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, g
     stoch = one_hot(batch.stoch[:, k - 1], config.sizes.classes, config.compute_dtype)
     start = State(batch.deter[:, k - 1].to(config.compute_dtype), stoch)
     losses: dict[str, Tensor] = {}
+    # The gradients of the scaled means, made before any other stream may ask for them.
+    rows = last.numel()
+    counts = {"policy": rows * config.imagination, "value": rows * config.imagination, "repval": rows - len(last)}
+    kind = reward.dtype, reward.device
+    shares = {name: _constant(scale / counts.get(name, rows), *kind) for name, scale in config.scales.items()}
 
     def learn(*names: str, more: Pairs = (), inputs: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Adds the gradients of these losses' scaled means."""
-        shares = [_share(getattr(config, f"scale_{name}"), losses[name]) for name in names]
-        outputs = [*(losses[name] for name in names), *(output for output, _ in more)]
-        return gradients.add(outputs, [*shares, *(by for _, by in more)], inputs)
+        """Adds the gradients of these losses."""
+        ends = [(losses[name], shares[name].expand_as(losses[name])) for name in names]
+        return gradients.add([*ends, *more], inputs)
 
     # World model.
     tokens = model.encoder(image)
@@ -128,12 +129,12 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, g
 
     # Replay. The imagined returns of the same rows are what the replayed returns bootstrap from; the gradient of this
     # loss reaches the world model.
-    rows = last.shape
-    replay_return = lambda_return(reward, terminal, last, returns[0].view(rows), config.discount, config.lam)
+    bootstrap = returns[0].view(last.shape)
+    replay_return = lambda_return(reward, terminal, last, bootstrap, config.discount, config.lam)
     losses["repval"] = critic_loss(
         model.critic.distribution(value_logits),
         replay_return,
-        slow_value[0].view(rows)[:, :-1],
+        slow_value[0].view(last.shape)[:, :-1],
         config.slow_regularizer,
         torch.logical_not(last[:, :-1], out=torch.empty_like(replay_return)),
     )
@@ -174,7 +175,7 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, g
         "replay/return": replay_return,
     }
     losses = {name: loss.detach() for name, loss in losses.items()}
-    scales = [getattr(config, f"scale_{name}") for name in losses]
+    scales = [config.scales[name] for name in losses]
     loss, statistics = loss_total(list(losses.values()), scales, list(measured.values()))
     metrics = dict(zip([*(f"loss/{name}" for name in losses), *measured], statistics[0].unbind()))
     place = list(metrics).index("policy/advantage")
@@ -194,14 +195,9 @@ def compute(model: Model, config: AgentConfig, batch: Batch, sampler: Sampler, g
     )
 
 
-def _share(scale: float, loss: Tensor) -> Tensor:
-    """The gradient of scale · mean(loss)."""
-    return _constant(scale / loss.numel(), loss.dtype, loss.device).expand(loss.shape)
-
-
 @functools.cache
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Made once: the plain update before a capture makes those that the graph then only reads."""
+    """Made once: the plain update before a capture makes what the graph then only reads."""
     return torch.full((), value, dtype=dtype, device=device)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from genreward_fast.agent.flat import Flat, collect
 from genreward_fast.kernels.laprop import Follower, Rates, clip_reference, laprop
 
-Gradients = Sequence[Tensor | Sequence[Tensor]]
+GradientParts = Sequence[Tensor | Sequence[Tensor]]
 """For each parameter, in their order, its gradient or several that are to be added; in its dtype or a lower one."""
 
 
@@ -71,7 +71,7 @@ class LaProp:
         return self._mu, self._nu
 
     @torch.no_grad()
-    def clip(self, gradients: Gradients) -> tuple[list[Tensor], Tensor]:
+    def clip(self, gradients: GradientParts) -> tuple[list[Tensor], Tensor]:
         """The clipped gradients, and the norm (0-d) of all gradients together before clipping."""
         self._collect(gradients)
         clipped, norm = clip_reference(self._gradient, self.flat.buffer, self.flat.segments, self.rates)
@@ -85,7 +85,7 @@ class LaProp:
         self._nu_correction.fill_(1 - self.beta2**self.step_count)
 
     @torch.no_grad()
-    def apply(self, gradients: Gradients) -> Tensor:
+    def apply(self, gradients: GradientParts) -> Tensor:
         """The update that the last `advance` has counted, of the parameters in place.
 
         Args:
@@ -110,7 +110,7 @@ class LaProp:
             self.follower,
         )
 
-    def step(self, gradients: Gradients) -> Tensor:
+    def step(self, gradients: GradientParts) -> Tensor:
         """`advance` and `apply`."""
         self.advance()
         return self.apply(gradients)
@@ -131,5 +131,5 @@ class LaProp:
             mu.copy_(state["mu"][name])
             nu.copy_(state["nu"][name])
 
-    def _collect(self, gradients: Gradients) -> None:
+    def _collect(self, gradients: GradientParts) -> None:
         collect(self._gradients, [[g] if isinstance(g, Tensor) else g for g in gradients])

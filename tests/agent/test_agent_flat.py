@@ -134,7 +134,7 @@ def test_a_parameter_without_gradient_is_an_error():
     agent = make_agent()
     with agent.model.recording() as gradients:
         mean = agent.model.actor(torch.randn(2, agent.config.feature_size)).mean
-        gradients.add([mean], [torch.ones_like(mean)])
+        gradients.add([(mean, torch.ones_like(mean))])
         with pytest.raises(RuntimeError, match=r"encoder\.convs\.0\.weight"):
             gradients.total()
 

@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 
 
 def config(**options) -> AgentConfig:
-    return AgentConfig(network=SMALL, size="small", batch_size=2, batch_length=4, imagination=3, warmup=0, **options)
+    shape = {"batch_size": 2, "batch_length": 4, "imagination": 3}
+    return AgentConfig(network=SMALL, size="small", warmup=0, **shape | options)
 
 
 def in_float64(record):
@@ -35,9 +36,9 @@ def with_ends(batch):
     return replace(batch, is_last=end, is_terminal=end, is_first=end.roll(1, 1))
 
 
-def updates(dtype, count, seed=0):
+def updates(dtype, count, seed=0, **options):
     """An agent in float32 that draws, one in `dtype` that is given its draws, and the metrics and latents of both."""
-    drawing, given = (Agent(config(dtype=kind), ACTIONS, CPU, seed=seed) for kind in ("float32", dtype))
+    drawing, given = (Agent(config(dtype=kind, **options), ACTIONS, CPU, seed=seed) for kind in ("float32", dtype))
     found = []
     for number in range(count):
         batch = with_ends(random_batch(drawing.config, CPU, seed=number))
@@ -63,8 +64,9 @@ def test_it_starts_from_the_same_numbers():
     assert not runs_triton(double.model.flat.buffer)
 
 
-def test_it_agrees_with_float32():
-    _, double, found = updates("float64", 2)
+@pytest.mark.parametrize("options", [{}, {"slow_target": True}, {"continue_discount": False}, {"imagination": 1}])
+def test_it_agrees_with_float32(options):
+    _, double, found = updates("float64", 2, **options)
     for (theirs, latents), (ours, exact) in found:
         for name, value in theirs.items():
             assert ours[name].dtype == torch.float64
