@@ -228,10 +228,11 @@ def _gradients(
         torch.bmm(shared.t().expand(blocks, -1, -1), pieces, out=by_weight[:, piece:])
         by_weights = StepWeights(
             deter_in=by_embedded[:, :size].t() @ deters,
-            deter_bias=in_sums[1, 0],
+            # Rounded here: else autograd does it, on the stream of the scan, which does not wait for this one.
+            deter_bias=in_sums[1, 0].to(weights.deter_bias.dtype),
             deter_scale=in_sums[0, 0],
             stoch_in=by_embedded[:, size:].t() @ stochs,
-            stoch_bias=in_sums[1, 1],
+            stoch_bias=in_sums[1, 1].to(weights.stoch_bias.dtype),
             stoch_scale=in_sums[0, 1],
             hidden=by_weight,
             hidden_scale=hidden_sums[0],
@@ -242,4 +243,6 @@ def _gradients(
             logit=by_logits.t() @ seen,
             logit_bias=column_sums(by_logits, by_logits.dtype),
         )
-    return [by_action, by_evidence.view_as(values.evidence), hidden_sums[1]], list(vars(by_weights).values())
+    gradients = list(vars(by_weights).values())
+    assert [gradient.dtype for gradient in gradients] == [weight.dtype for weight in vars(weights).values()]
+    return [by_action, by_evidence.view_as(values.evidence), hidden_sums[1]], gradients
