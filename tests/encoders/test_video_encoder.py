@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from genreward_fast.encoders import video
+from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.video import VideoEncoder, read_vae
 from genreward_fast.errors import UserError
 
@@ -90,8 +91,24 @@ def test_bfloat16(vae_folder: Path, encoder: VideoEncoder) -> None:
     assert half.fingerprint == encoder.fingerprint
 
 
+def test_fingerprint_is_of_the_library_s_encoder(vae_folder: Path, encoder: VideoEncoder) -> None:
+    """What was encoded with the library's own network keeps its name."""
+    vae = read_vae(str(vae_folder))
+    vae.decoder = None
+    keys = ("act_fn", "norm_eps", "norm_num_groups", "temporal_compression_ratio")
+    config = {key: vae.config[key] for key in keys} | {"size": 32}
+    assert encoder.fingerprint == fingerprint(vae, config) == fingerprint(encoder.encoder, config)
+
+
+def test_the_autoencoder_stays_whole(vae_folder: Path) -> None:
+    vae = read_vae(str(vae_folder))
+    VideoEncoder(vae, size=32, dtype=torch.bfloat16)
+    assert vae.decoder is not None
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
+
+
 def test_frozen_and_without_decoder(encoder: VideoEncoder) -> None:
-    assert not any(name.startswith("vae.decoder") for name, _ in encoder.named_parameters())
+    assert not any("decoder" in name for name, _ in encoder.named_parameters())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     encoder.train()
     assert not any(module.training for module in encoder.modules())
