@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genreward_fast.errors import UserError
-from genreward_fast.kernels.group_norm_silu import group_norm_silu_reference
-from genreward_fast.kernels.time_pool import time_pool_reference
+from genreward_fast.kernels.group_norm_silu import group_norm_silu
+from genreward_fast.kernels.time_pool import time_pool
+from genreward_fast.kernels.triton_support import runs_triton
 
 CHUNK = 8  # frames that the library encodes at once
 OUT_EPS = 1e-6  # of the last norm, whatever the configuration says
@@ -51,23 +52,26 @@ class CausalConv(nn.Module):
         super().__init__()
         self.conv: Any = nn.Conv3d(inputs, outputs, 3)  # to type checkers its bias may be None
 
-    def forward(self, x: Tensor, outputs: int | None = None) -> Sum:
+    def forward(self, x: Tensor, *, padding: int = 1, outputs: int | None = None) -> Sum:
         """(B, T + 2, H, W, C), the first frame three times, or (B, 1, H, W, C) to (B, T, H, W, `outputs`).
 
         Args:
+            padding: rows and columns of zeros that x lacks on every side.
             outputs: compute the first ones only.
         """
-        weight, bias = self.conv.weight[:outputs], self.conv.bias[:outputs]
+        weight = self.conv.weight[:outputs]
+        added, left = _bias(x, self.conv.bias[:outputs])
         if x.shape[1] == 1:
             # A frame alone stands for the two before it as well.
             flat = weight.sum(2, dtype=torch.float32).to(x.dtype)
-            y = functional.conv2d(x[:, 0].permute(0, 3, 1, 2), flat, bias, padding=1)
-            return Sum(y.permute(0, 2, 3, 1).unsqueeze(1))
-        return Sum(_conv3d(x.permute(0, 4, 1, 2, 3), weight, bias, (0, 1, 1)).permute(0, 2, 3, 4, 1))
+            y = functional.conv2d(x[:, 0].permute(0, 3, 1, 2), flat, added, padding=padding).unsqueeze(2)
+        else:
+            y = _conv3d(x.permute(0, 4, 1, 2, 3), weight, added, (0, padding, padding))
+        return Sum(y.permute(0, 2, 3, 4, 1), left)
 
 
 class GroupNormSiLU(nn.Module):
-    """Group norm of every chunk, SiLU, and the two frames that a causal convolution wants in front."""
+    """Group norm of every chunk, and SiLU."""
 
     def __init__(self, groups: int, channels: int, eps: float) -> None:
         super().__init__()
@@ -75,9 +79,12 @@ class GroupNormSiLU(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Sum, chunks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """To the convolution's input, and the sum x. A frame alone gets none in front."""
-        return group_norm_silu_reference(
+    def forward(
+        self, x: Sum, chunks: Sequence[int], conv: CausalConv, *, keep: bool = False, outputs: int | None = None
+    ) -> tuple[Sum, Tensor | None]:
+        """The convolution of the activation, and the sum x if it is to be kept."""
+        fused = runs_triton(x.value)  # elsewhere the convolution pads for nothing
+        y, total = group_norm_silu(
             x.value,
             self.weight,
             self.bias,
@@ -87,7 +94,10 @@ class GroupNormSiLU(nn.Module):
             shift=x.bias,
             residual=x.residual,
             before=2 if sum(chunks) > 1 else 0,
+            around=int(fused),
+            keep=keep,
         )
+        return conv(y, padding=int(not fused), outputs=outputs), total
 
 
 class ResnetBlock(nn.Module):
@@ -102,11 +112,11 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Sum, chunks: Sequence[int]) -> Sum:
-        y, total = self.norm1(x, chunks)
-        y, _ = self.norm2(self.conv1(y), chunks)
+        y, total = self.norm1(x, chunks, self.conv1, keep=True)
+        y, _ = self.norm2(y, chunks, self.conv2)
         if self.conv_shortcut is not None:
             total = functional.linear(total, self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
-        return self.conv2(y)._replace(residual=total)
+        return y._replace(residual=total)
 
 
 class Downsample(nn.Module):
@@ -119,10 +129,11 @@ class Downsample(nn.Module):
 
     def forward(self, x: Sum, chunks: Sequence[int]) -> tuple[Sum, list[int]]:
         """Also gives the chunks' new lengths. The first frame of an odd number keeps to itself."""
-        frames = time_pool_reference(*x, self.pairs)
-        y = functional.conv2d(frames.flatten(0, 1).permute(0, 3, 1, 2), self.conv.weight, self.conv.bias, stride=2)
+        frames = time_pool(*x, self.pairs)
+        added, left = _bias(frames, self.conv.bias)
+        y = functional.conv2d(frames.flatten(0, 1).permute(0, 3, 1, 2), self.conv.weight, added, stride=2)
         halved = [-(-length // 2) for length in chunks] if self.pairs else list(chunks)
-        return Sum(y.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])), halved
+        return Sum(y.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2]), left), halved
 
 
 class Level(nn.Module):
@@ -176,7 +187,7 @@ class CausalVideoEncoder(nn.Module):
 
     @classmethod
     def of(cls, autoencoder: AutoencoderKLCogVideoX, dtype: torch.dtype = torch.float32) -> Self:
-        """The encoder of the library's autoencoder; shares its weights where they are in `dtype` already.
+        """The encoder of the library's autoencoder; does not change it.
 
         Raises:
             UserError: as for `CausalVideoEncoder`.
@@ -185,7 +196,12 @@ class CausalVideoEncoder(nn.Module):
         with torch.device("meta"):
             encoder = cls(library.config)
         encoder.load_state_dict(library.encoder.state_dict(), assign=True)
-        return encoder.to(dtype)
+        encoder.to(dtype)
+        for parameter in encoder.parameters():
+            if parameter.ndim > 3:  # as the maps lie in memory
+                layout = torch.channels_last_3d if parameter.ndim == 5 else torch.channels_last
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+        return encoder
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to (B, latents, T / ratio rounded up, H', W'), in the weights' dtype.
@@ -200,7 +216,16 @@ class CausalVideoEncoder(nn.Module):
         for block in (*self.down_blocks, self.mid_block):
             x, chunks = block(x, chunks)
         # The second half of the outputs are variances.
-        return self.conv_out(self.norm_out(x, chunks)[0], self.latents).value.permute(0, 4, 1, 2, 3)
+        (means, bias, _), _ = self.norm_out(x, chunks, self.conv_out, outputs=self.latents)
+        return (means if bias is None else means + bias).permute(0, 4, 1, 2, 3)
+
+
+def _bias(x: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What a convolution of x adds to its output, and what it leaves to the kernel that reads it.
+
+    On CUDA adding it in the convolution is one more pass over the output, elsewhere it is free.
+    """
+    return (None, bias) if runs_triton(x) else (bias, None)
 
 
 def _conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:

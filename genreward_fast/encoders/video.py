@@ -15,6 +15,7 @@ from genreward_fast.encoders.sources import check_loading_info, loading, local_f
 from genreward_fast.errors import UserError
 
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
+_CLIPS = {"cpu": 1}  # at once at most: maps of one stay in the caches, those of more are slower
 
 
 class VideoEncoder(FrozenEncoder):
@@ -42,7 +43,7 @@ class VideoEncoder(FrozenEncoder):
     ) -> None:
         """
         Args:
-            vae: its encoder's weights are shared where they are in `dtype` already; the decoder is not used.
+            vae: is not changed; its decoder is not used.
 
         Raises:
             UserError: the autoencoder cannot take frames of this size, or is not computed as CogVideoX's.
@@ -108,7 +109,8 @@ class VideoEncoder(FrozenEncoder):
             raise ValueError(f"a clip must have {ratio}n or {ratio}n + 1 frames, not {frames.shape[1]}")
         if frames.shape[0] == 0:
             return torch.empty(0, *self.latent_shape(frames.shape[1]), device=self.device)
-        parts = frames.split(self.max_batch(frames.shape[1]))
+        most = self.max_batch(frames.shape[1])
+        parts = frames.split(min(most, _CLIPS.get(self.device.type, most)))
         return torch.cat([self.encode(self.preprocess(part)).float() for part in parts])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from genreward_fast.encoders.architectures import seeded
 from genreward_fast.encoders.causal_vae import CausalConv, CausalVideoEncoder, chunk_lengths
 from genreward_fast.encoders.video import read_vae
 from genreward_fast.errors import UserError
+from genreward_fast.kernels.triton_support import INTERPRETED
 
 LENGTHS = [1, 4, 5, 8, 9, 13, 16, 17, 24, 49]
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -90,6 +92,19 @@ def test_is_the_library_s_mean(case: Case, batch: int, length: int) -> None:
     assert relative_rms(ours, expected) < 1e-5
 
 
+@pytest.mark.parametrize("length", [1, 4, 17])
+def test_on_triton_is_the_library_s_mean(case: Case, length: int) -> None:
+    if not INTERPRETED:
+        pytest.skip("without TRITON_INTERPRET=1 a CPU has one path alone")
+    ours, expected = case.means(clip(2, length))
+    assert ours.shape == expected.shape
+    assert relative_rms(ours, expected) < 1e-5
+
+
+def test_in_the_interpreter(run_interpreted: Callable[[str, str, float], None]) -> None:
+    run_interpreted(__file__, "on_triton", 300)
+
+
 @pytest.mark.parametrize("length", [1, 9, 16])
 def test_bfloat16(case: Case, length: int) -> None:
     half = CausalVideoEncoder.of(case.library, torch.bfloat16)
@@ -122,7 +137,7 @@ def test_first_outputs_alone() -> None:
     conv = CausalConv(5, 7)
     frames = torch.randn(2, 4, 6, 9, 5)
     with torch.no_grad():
-        assert relative_rms(conv(frames, 3).value, conv(frames).value[..., :3]) < 1e-6
+        assert relative_rms(conv(frames, outputs=3).value, conv(frames).value[..., :3]) < 1e-6
 
 
 def test_later_frames_change_nothing_before_their_chunk(case: Case) -> None:
