@@ -135,7 +135,7 @@ def _coefficients(
     partial = torch.empty((clips, count, splits, 2, size), dtype=torch.float32, device=x.device)
     pivots = torch.empty((clips, count, size), dtype=torch.float32, device=x.device)
     coefficients = torch.empty((clips, count, 2, size), dtype=torch.float32, device=x.device)
-    _partial_sums[(splits, clips * count)](
+    _partial_sums[(clips * count, splits)](
         x,
         x if shift is None else shift,
         x if residual is None else residual,
@@ -184,11 +184,13 @@ def _normed(
     tall, wide = height + 2 * around, width + 2 * around
     out = torch.empty((clips, before + frames, tall, wide, size), dtype=total.dtype, device=total.device)
     options = _tile(size)
-    _normalise[(-(-tall * wide // options["ROWS"]), clips * frames)](
+    blocks = -(-tall * wide // options["ROWS"])
+    _normalise[(clips * frames * blocks,)](
         total,
         total if shift is None else shift,
         coefficients,
         out,
+        blocks,
         frames,
         height,
         width,
@@ -242,11 +244,11 @@ if HAS_TRITON:
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
     ):
-        """Program (split, chunk): every channel's sum over its pixels, and of the squares, to partial[chunk, split].
+        """Program (chunk, split): every channel's sum over its pixels, and of the squares, to partial[chunk, split].
 
         They are of distances from the chunk's first pixel, so that nothing cancels where the mean is far from 0.
         """
-        split, which = tl.program_id(0), tl.program_id(1)
+        which, split = tl.program_id(0), tl.program_id(1)
         begin, length = _frames_of(which % count, first, rest)
         rows = length * pixels
         base = (which // count * frames + begin).to(tl.int64) * pixels
@@ -268,7 +270,7 @@ if HAS_TRITON:
             distance = tl.where(inside, value - pivot[None, :], 0.0)
             linear += distance
             square += distance * distance
-        at = (which * tl.num_programs(0) + split) * 2 * size + column
+        at = (which * tl.num_programs(1) + split) * 2 * size + column
         tl.store(partial + at, tl.sum(linear, 0), mask=real)
         tl.store(partial + at + size, tl.sum(square, 0), mask=real)
 
@@ -321,6 +323,7 @@ if HAS_TRITON:
         shift,
         coefficients,
         out,
+        blocks,
         frames,
         height,
         width,
@@ -334,8 +337,8 @@ if HAS_TRITON:
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
     ):
-        """Program (block, frame): ROWS pixels of a padded frame; of a clip's first one also of its copies."""
-        frame = tl.program_id(1)
+        """Programs go by frame and block: ROWS pixels of a padded frame; of a clip's first one also of its copies."""
+        frame, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
         clip, time = frame // frames, frame % frames
         which = clip * count + tl.where(time < first, 0, 1 + (time - first) // rest)
         column = tl.arange(0, SIZE)
@@ -343,7 +346,7 @@ if HAS_TRITON:
         scale = tl.load(coefficients + which * 2 * size + column, mask=real, other=0.0)
         offset = tl.load(coefficients + (which * 2 + 1) * size + column, mask=real, other=0.0)
         tall, wide = height + 2 * around, width + 2 * around
-        pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        pixel = block * ROWS + tl.arange(0, ROWS)
         line, place = pixel // wide - around, pixel % wide - around
         inner = (line >= 0) & (line < height) & (place >= 0) & (place < width)
         inside = inner[:, None] & real[None, :]

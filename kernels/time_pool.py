@@ -46,11 +46,13 @@ def time_pool(x: Tensor, shift: Tensor | None, residual: Tensor | None, pairs: b
     out = torch.empty((clips, pooled, height + 1, width + 1, size), dtype=x.dtype, device=x.device)
     tile = padded(size)
     rows = max(1, min(512, TILE // tile))
-    _pool[(-(-(height + 1) * (width + 1) // rows), clips * pooled)](
+    blocks = -(-(height + 1) * (width + 1) // rows)
+    _pool[(clips * pooled * blocks,)](
         x,
         x if shift is None else shift,
         x if residual is None else residual.contiguous(),
         out,
+        blocks,
         frames,
         pooled,
         height,
@@ -84,6 +86,7 @@ if HAS_TRITON:
         shift,
         residual,
         out,
+        blocks,
         frames,
         pooled,
         height,
@@ -95,11 +98,12 @@ if HAS_TRITON:
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
     ):
-        """Program (block, frame of the result): ROWS pixels of it."""
-        clip, time = tl.program_id(1) // pooled, tl.program_id(1) % pooled
+        """Programs go by frame of the result and block: ROWS pixels of it."""
+        frame, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+        clip, time = frame // pooled, frame % pooled
         column = tl.arange(0, SIZE)
         real = column < size
-        pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        pixel = block * ROWS + tl.arange(0, ROWS)
         line, place = pixel // (width + 1), pixel % (width + 1)
         inside = ((line < height) & (place < width))[:, None] & real[None, :]
         within = line * width + place
@@ -113,7 +117,7 @@ if HAS_TRITON:
             row = first.to(tl.int64) * height * width + within
             value += _sum(x, residual, row[:, None] * size + column[None, :], moved, inside, RESIDUAL)
             value *= 0.5
-        target = tl.program_id(1).to(tl.int64) * (height + 1) * (width + 1) + pixel
+        target = frame.to(tl.int64) * (height + 1) * (width + 1) + pixel
         stored = (pixel < (height + 1) * (width + 1))[:, None] & real[None, :]
         result = tl.where(inside, value, 0.0).to(out.dtype.element_ty)
         tl.store(out + target[:, None] * size + column[None, :], result, mask=stored)

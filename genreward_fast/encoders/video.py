@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.errors import UserError
+from genreward_fast.kernels.precision import exact_products
 
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
 _CLIPS = {"cpu": 1}  # at once at most: maps of one stay in the caches, those of more are slower
@@ -85,7 +87,8 @@ class VideoEncoder(FrozenEncoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""
-        return self.encoder(pixels)
+        with exact_products() if pixels.is_cuda and self.dtype == torch.float32 else nullcontext():
+            return self.encoder(pixels)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
