@@ -75,10 +75,11 @@ def group_norm_silu(
         residual: like x.
         before: copies of the first frame in front of it.
         around: rows and columns of zeros on every side of a frame.
-        keep: give the sum, too, (B, T, H, W, C) in x's dtype; else perhaps None.
+        keep: give the sum, too.
 
     Returns:
-        The activation, (B, before + T, H + 2 around, W + 2 around, C) in x's dtype, and the sum.
+        The activation, (B, before + T, H + 2 around, W + 2 around, C), and the sum, (B, T, H, W, C), which is x itself
+        if there is nothing to add, or None without `keep`; both in x's dtype.
 
     Raises:
         ValueError: these chunks do not make up T frames, or the groups C channels.
@@ -90,17 +91,18 @@ def group_norm_silu(
         raise ValueError(f"{x.shape[-1]} channels: not a multiple of {groups} groups")
     given = [tensor for tensor in (x, weight, bias, shift, residual) if tensor is not None]
     if not runs_triton(*given) or x.numel() == 0:
-        return group_norm_silu_reference(
+        out, total = group_norm_silu_reference(
             x, weight, bias, groups, eps, chunks, shift=shift, residual=residual, before=before, around=around
         )
+        return out, total if keep else None
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
-    # A sum of three is cheaper to write and read again than to add up twice.
+    # Writing a residual sum and reading it again is no more than reading both twice.
     written = residual is not None or (keep and shift is not None)
-    total = torch.empty_like(x) if written else x
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if written else x
     coefficients = _coefficients(x, weight, bias, groups, eps, chunks, shift, residual, total)
     out = _normed(total, None if written else shift, coefficients, chunks, before, around)
-    return out, total if written or shift is None else None
+    return out, total if keep else None
 
 
 def _tile(size: int) -> dict[str, int]:

@@ -8,8 +8,9 @@ over all frames at once sees the same frames; what a chunk changes is that group
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -32,8 +33,9 @@ def chunk_lengths(length: int) -> list[int]:
     return [CHUNK + length % CHUNK] + [CHUNK] * (length // CHUNK - 1)
 
 
-class Sum(NamedTuple):
-    """A map that is added up by whoever reads it: value + bias + residual.
+@dataclass
+class Sum:
+    """A map that is added up by its only reader: value + bias + residual.
 
     Attributes:
         value, residual: (B, T, H, W, C).
@@ -43,6 +45,12 @@ class Sum(NamedTuple):
     value: Tensor
     bias: Tensor | None = None
     residual: Tensor | None = None
+
+    def take(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The three, which are forgotten here: gigabytes are free as soon as they have been read."""
+        terms = self.value, self.bias, self.residual
+        del self.value, self.bias, self.residual
+        return terms
 
 
 class CausalConv(nn.Module):
@@ -83,20 +91,22 @@ class GroupNormSiLU(nn.Module):
         self, x: Sum, chunks: Sequence[int], conv: CausalConv, *, keep: bool = False, outputs: int | None = None
     ) -> tuple[Sum, Tensor | None]:
         """The convolution of the activation, and the sum x if it is to be kept."""
-        fused = runs_triton(x.value)  # elsewhere the convolution pads for nothing
+        value, shift, residual = x.take()
+        fused = runs_triton(value)  # elsewhere the convolution pads for nothing
         y, total = group_norm_silu(
-            x.value,
+            value,
             self.weight,
             self.bias,
             self.groups,
             self.eps,
             chunks,
-            shift=x.bias,
-            residual=x.residual,
+            shift=shift,
+            residual=residual,
             before=2 if sum(chunks) > 1 else 0,
             around=int(fused),
             keep=keep,
         )
+        del value, residual
         return conv(y, padding=int(not fused), outputs=outputs), total
 
 
@@ -116,7 +126,8 @@ class ResnetBlock(nn.Module):
         y, _ = self.norm2(y, chunks, self.conv2)
         if self.conv_shortcut is not None:
             total = functional.linear(total, self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
-        return y._replace(residual=total)
+        y.residual = total
+        return y
 
 
 class Downsample(nn.Module):
@@ -129,7 +140,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Sum, chunks: Sequence[int]) -> tuple[Sum, list[int]]:
         """Also gives the chunks' new lengths. The first frame of an odd number keeps to itself."""
-        frames = time_pool(*x, self.pairs)
+        frames = time_pool(*x.take(), self.pairs)
         added, left = _bias(frames, self.conv.bias)
         y = functional.conv2d(frames.flatten(0, 1).permute(0, 3, 1, 2), self.conv.weight, added, stride=2)
         halved = [-(-length // 2) for length in chunks] if self.pairs else list(chunks)
@@ -216,8 +227,8 @@ class CausalVideoEncoder(nn.Module):
         for block in (*self.down_blocks, self.mid_block):
             x, chunks = block(x, chunks)
         # The second half of the outputs are variances.
-        (means, bias, _), _ = self.norm_out(x, chunks, self.conv_out, outputs=self.latents)
-        return (means if bias is None else means + bias).permute(0, 4, 1, 2, 3)
+        means, _ = self.norm_out(x, chunks, self.conv_out, outputs=self.latents)
+        return (means.value if means.bias is None else means.value + means.bias).permute(0, 4, 1, 2, 3)
 
 
 def _bias(x: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
