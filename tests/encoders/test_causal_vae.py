@@ -17,6 +17,7 @@ from genreward_fast.encoders.architectures import seeded
 from genreward_fast.encoders.causal_vae import CausalConv, CausalVideoEncoder, ResnetBlock, Sum, chunk_lengths
 from genreward_fast.encoders.video import read_vae
 from genreward_fast.errors import UserError
+from genreward_fast.export.program import export_program
 from genreward_fast.kernels.triton_support import INTERPRETED
 
 LENGTHS = [1, 4, 5, 8, 9, 13, 16, 17, 24, 49]
@@ -164,6 +165,15 @@ def test_later_frames_change_nothing_before_their_chunk(case: Case) -> None:
     kept = 16 // case.ours.ratio
     assert torch.equal(before[:, :, :kept], after[:, :, :kept])
     assert (before[:, :, kept:] - after[:, :, kept:]).abs().max() > 1e-3
+
+
+def test_exports_for_every_batch(case: Case) -> None:
+    """Nothing in it depends on the batch, and no call is one that only a CPU has."""
+    program = export_program(case.ours.requires_grad_(False), (clip(2, 9),), dynamic_batch=True, max_batch=4)
+    assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
+    for batch in (1, 3):
+        pixels = clip(batch, 9)
+        assert relative_rms(program.module()(pixels), case.ours(pixels)) < 1e-5
 
 
 def test_weights_must_fit(case: Case) -> None:

@@ -77,6 +77,14 @@ def test_big_batches_are_split(encoder: VideoEncoder, monkeypatch: pytest.Monkey
     assert sizes == [2, 2, 1]
 
 
+def test_one_clip_at_a_time_on_a_cpu(encoder: VideoEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda pixels: sizes.append(len(pixels)) or encode(pixels))
+    encoder(clips(3, 4))
+    assert sizes == [1, 1, 1]
+
+
 def test_four_clips_a_call_at_full_size(encoder: VideoEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "size", 480)
     monkeypatch.setattr(encoder, "width", 128)
