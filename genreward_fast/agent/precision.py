@@ -7,19 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Inside it, float32 products and convolutions on CUDA run without TF32, which PyTorch allows cuDNN unless told.
-
-    The setting is the process's; other threads see it meanwhile. A CUDA graph recorded inside keeps to it.
-    """
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+from genreward_fast.kernels.precision import exact_products
 
 
 @contextmanager

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from torch import Tensor, nn
+from torch import Tensor
 
+from genreward_fast.encoders.causal_vae import CausalVideoEncoder
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.errors import UserError
+from genreward_fast.kernels.precision import exact_products
 
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
+_CLIPS = {"cpu": 1}  # at once at most: maps of one stay in the caches, those of more are slower
 
 
 class VideoEncoder(FrozenEncoder):
     """CogVideoX's causal video autoencoder (arXiv 2408.06072), encoder half: clips to latent means.
 
-    The decoder is dropped. Frozen: eval mode, no gradients.
+    Frozen: eval mode, no gradients.
 
     Attributes:
-        vae: the library's model, its `decoder` None.
+        encoder: the network, from pixels to latent means.
         size: side in pixels of the frames it takes.
         clip_length: frames of a window's clip (K).
         channels: latent channels C.
@@ -41,10 +45,10 @@ class VideoEncoder(FrozenEncoder):
     ) -> None:
         """
         Args:
-            vae: taken over, not copied: it loses its decoder and is cast to `dtype`.
+            vae: is not changed; its decoder is not used.
 
         Raises:
-            UserError: the autoencoder cannot take frames of this size.
+            UserError: the autoencoder cannot take frames of this size, or is not computed as CogVideoX's.
         """
         super().__init__()
         model: Any = vae  # the library gives its attributes to type checkers as unknown
@@ -52,26 +56,24 @@ class VideoEncoder(FrozenEncoder):
         self.spatial = 2 ** (len(config.block_out_channels) - 1)
         if size % self.spatial or size < self.spatial:
             raise UserError(f"clip size {size}: must be a positive multiple of {self.spatial} for this video encoder")
-        model.decoder = None
-        model.post_quant_conv = None
         self.size = size
         self.clip_length = clip_length
         self.channels: int = config.latent_channels
         self.width: int = config.block_out_channels[0]
         self.note = note
         keys = ("act_fn", "norm_eps", "norm_num_groups", "temporal_compression_ratio")
-        self.fingerprint = fingerprint(model, {key: config[key] for key in keys} | {"size": size})
-        self.vae: Any = nn.Module.to(model, dtype)  # the library's own `to` warns without a reason
+        self.fingerprint = fingerprint(model.encoder, {key: config[key] for key in keys} | {"size": size})
+        self.encoder = CausalVideoEncoder.of(vae, dtype)
         self.freeze()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.vae.encoder.conv_in.conv.weight.dtype
+        return self.encoder.conv_in.conv.weight.dtype
 
     def latent_shape(self, length: int) -> tuple[int, int, int, int]:
         """(C, T', H', W') of the latent of `length` frames."""
         side = self.size // self.spatial
-        return self.channels, -(-length // int(self.vae.config.temporal_compression_ratio)), side, side
+        return self.channels, -(-length // self.encoder.ratio), side, side
 
     def max_batch(self, length: int) -> int:
         """How many clips of `length` frames one call may hold: 4 for 16 frames at 480 pixels and 128 channels."""
@@ -85,7 +87,8 @@ class VideoEncoder(FrozenEncoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""
-        return self.vae.encode(pixels).latent_dist.mode()
+        with exact_products() if pixels.is_cuda and self.dtype == torch.float32 else nullcontext():
+            return self.encoder(pixels)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ class VideoEncoder(FrozenEncoder):
         Raises:
             ValueError: another shape or dtype.
         """
-        ratio = int(self.vae.config.temporal_compression_ratio)
+        ratio = self.encoder.ratio
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2:] != (self.size, self.size, 3):
             raise ValueError(
                 f"clips must be (B, T, {self.size}, {self.size}, 3) uint8, not {tuple(frames.shape)} {frames.dtype}"
@@ -109,11 +112,8 @@ class VideoEncoder(FrozenEncoder):
             raise ValueError(f"a clip must have {ratio}n or {ratio}n + 1 frames, not {frames.shape[1]}")
         if frames.shape[0] == 0:
             return torch.empty(0, *self.latent_shape(frames.shape[1]), device=self.device)
-        if self.device.type == "cpu" and frames.shape[0] == 1 and self.width <= 16:
-            # A lone narrow clip falls below the size from which PyTorch uses oneDNN's 3D convolutions; two clips
-            # take less than half the time that one takes without them.
-            return self.encode(self.preprocess(frames).expand(2, -1, -1, -1, -1))[:1].float()
-        parts = frames.split(self.max_batch(frames.shape[1]))
+        most = self.max_batch(frames.shape[1])
+        parts = frames.split(min(most, _CLIPS.get(self.device.type, most)))
         return torch.cat([self.encode(self.preprocess(part)).float() for part in parts])
 
 

@@ -41,6 +41,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("prior_sample", 4),
         ("rssm_observe", 3),
         ("rssm_observe_backward", 3),
+        ("group_norm_silu", 4),
+        ("time_pool", 2),
     ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
