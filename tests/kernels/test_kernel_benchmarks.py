@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("continuation_loss", 4),
         ("laprop", 3),
         ("image_blocks", 2),
+        ("frames", 6),
         ("phase_norm_silu", 4),
         ("phase_weights", 4),
         ("phase_image_loss", 4),
