@@ -52,8 +52,8 @@ def pictures(height, width, generator):
     return torch.stack([drawn[0], drawn[1] // 128 * 255, slope, edges[..., None].expand(-1, -1, 3)])
 
 
-def of_open_clip(image, side):
-    transform = image_transform_v2(PreprocessCfg(size=side), is_train=False)
+def of_open_clip(image, side, **options):
+    transform = image_transform_v2(PreprocessCfg(size=side, **options), is_train=False)
     return torch.stack([transform(Image.fromarray(picture.numpy())) for picture in image])
 
 
@@ -67,6 +67,14 @@ def of_transformers(image, side):
 def test_reference_is_open_clip_s_transform(height, width, side, fresh_generator):
     image = pictures(height, width, fresh_generator)
     assert torch.equal(frames_reference(image, clip(side), torch.float32), of_open_clip(image, side))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_reference_is_open_clip_s_transform_that_squashes(interpolation, fresh_generator):
+    image = pictures(40, 90, fresh_generator)
+    how = FrameFormat((32, 48), CLIP.mean, CLIP.std, interpolation, bytes_between=True)
+    expected = of_open_clip(image, (32, 48), resize_mode="squash", interpolation=interpolation)
+    assert torch.equal(frames_reference(image, how, torch.float32), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), LIBRARY_SIZES)
