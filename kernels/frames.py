@@ -31,8 +31,9 @@ class FrameFormat:
         interpolation: `bilinear` or `bicubic`; both with antialiasing where frames shrink.
         crop: scale the shorter side to `size`, which must be a square, and cut out the middle; else squash.
         bytes_between: round to uint8 after each of the two passes, in fixed point: what Pillow does. Columns are the
-            first pass, as in every Pillow until 12; 13 begins with rows where they shrink much more than columns, or
-            where frames are about twice as high as they are wide. Else resize in floating point, as PyTorch does.
+            first pass, as in every Pillow until 12; 13 begins with rows where they lose more than twice as many pixels
+            as columns do, as frames do that are cropped and more than twice as high as wide. Else resize in floating
+            point, as PyTorch does.
 
     Raises:
         ValueError: another interpolation, no pixels, or a crop that is no square.
