@@ -270,8 +270,8 @@ if HAS_TRITON:
         source = result
         if GATHER:
             source = tl.load(index + result)
-        row = block * ROWS + tl.arange(0, ROWS)
-        place = program % across * COLUMNS + tl.arange(0, COLUMNS)
+        row = (block * ROWS + tl.arange(0, ROWS))[:, None]
+        place = (program % across * COLUMNS + tl.arange(0, COLUMNS))[None, :]
         column, channel = tl.minimum(place // 3, width - 1), place % 3
         nearest = tl.minimum(row, height - 1)
         start = tl.load(row_start + nearest)
@@ -281,18 +281,18 @@ if HAS_TRITON:
         total = tl.zeros((ROWS, COLUMNS), kind)
         for y in range(tl.load(spans + 2 * block), tl.load(spans + 2 * block + 1)):
             at = first + y * (3 * pitch)
-            line = tl.zeros((COLUMNS,), kind)
+            line = tl.zeros((1, COLUMNS), kind)
             for tap in tl.range(0, column_taps, loop_unroll_factor=4):
                 weight = tl.load(column_weight + tap * width + column)
                 line += tl.load(at + 3 * tap).to(kind) * weight
             tap = y - start
             weight = tl.load(row_weight + tap * height + nearest, mask=(tap >= 0) & (tap < row_taps), other=0)
-            total += weight[:, None] * _settled(line, BITS)[None, :]
+            total += weight * _settled(line, BITS)
 
         value = _settled(total, BITS).to(tl.float32)
         value = tl.div_rn(value, tl.full(value.shape, 255.0, tl.float32))
         mean, std = tl.load(colour + channel), tl.load(colour + 3 + channel)
-        value = tl.div_rn(value - mean[None, :], tl.broadcast_to(std[None, :], value.shape))
-        to = (result * height + row[:, None]) * (3 * width) + place[None, :]
-        inside = (row < height)[:, None] & (place < 3 * width)[None, :]
+        value = tl.div_rn(value - mean, tl.broadcast_to(std, value.shape))
+        to = (result * height + row) * (3 * width) + place
+        inside = (row < height) & (place < 3 * width)
         tl.store(out + to, value.to(out.dtype.element_ty), mask=inside)
