@@ -140,10 +140,10 @@ def _passes(how: FrameFormat, height: int, width: int, device: torch.device) -> 
 @functools.cache
 def _tables(how: FrameFormat, height: int, width: int, device: torch.device) -> _Tables:
     rows, columns = _passes(how, height, width, device)
-    blocks = rows.start.cpu().split(ROWS)
-    spans = torch.tensor([(int(block.min()), int(block.max()) + len(rows.weight)) for block in blocks])
-    colour = torch.tensor([how.mean, how.std])
-    return _Tables(rows, columns, spans.int().to(device), colour.to(device))
+    ends = [(block.min(), block.max() + len(rows.weight)) for block in rows.start.split(ROWS)]
+    spans = torch.stack([torch.stack(pair) for pair in ends])
+    colour = torch.tensor([how.mean, how.std], dtype=torch.float32)
+    return _Tables(rows, columns, spans, colour.to(device))
 
 
 def _weighted(values: Tensor, dim: int, taps: _Taps) -> Tensor:
