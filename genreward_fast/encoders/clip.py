@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.errors import UserError
-
-_INTERPOLATION = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
+from genreward_fast.kernels.frames import FrameFormat
+from genreward_fast.kernels.frames import frames as formatted
 
 
 class TextImageEncoder(FrozenEncoder):
@@ -24,12 +23,10 @@ class TextImageEncoder(FrozenEncoder):
     Attributes:
         model: the library's model, image and text towers.
         size: (height, width) in pixels that the image tower takes.
+        format: how frames become that.
         fingerprint: sha256 over weights and configuration.
         note: "" for trained weights, else what every output must say about them.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -55,21 +52,24 @@ class TextImageEncoder(FrozenEncoder):
         preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
         size = preprocess["size"]
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.resize_mode: str = preprocess["resize_mode"]
-        if self.resize_mode not in ("shortest", "squash"):
-            raise UserError(
-                f"open_clip resize_mode {self.resize_mode}: not supported; use a model with shortest or squash"
-            )
-        if self.resize_mode == "shortest" and self.size[0] != self.size[1]:
+        mode: str = preprocess["resize_mode"]
+        if mode not in ("shortest", "squash"):
+            raise UserError(f"open_clip resize_mode {mode}: not supported; use a model with shortest or squash")
+        if mode == "shortest" and self.size[0] != self.size[1]:
             raise UserError(f"open_clip image size {self.size}: not square; use a model that takes square images")
-        self.interpolation = _INTERPOLATION.get(preprocess["interpolation"], F.InterpolationMode.BICUBIC)
+        self.format = FrameFormat(
+            self.size,
+            tuple(preprocess["mean"]),
+            tuple(preprocess["std"]),
+            interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
+            crop=mode == "shortest",
+            bytes_between=True,
+        )
         self.tokenizer = tokenizer
         self.batch = batch
         self.note = note
         self.fingerprint = fingerprint(model, {"model": dict(config), "preprocess": preprocess})
         self.model: Any = model.to(dtype)
-        self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocess["std"]).view(3, 1, 1), persistent=False)
         self.freeze()
 
     @property
@@ -77,16 +77,12 @@ class TextImageEncoder(FrozenEncoder):
         return next(self.model.parameters()).dtype
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, 3, *size) in the encoder's dtype on its device, as open_clip's transform does.
+        """(N, H, W, 3) uint8 to (N, 3, *size) in the encoder's dtype on its device, channels last.
 
-        Resized (the shorter side, then a centre crop; or squashed) with antialiased interpolation and rounded to uint8,
-        as an image library would; then scaled to [0, 1] and normalised.
+        Resized (the shorter side, then a centre crop; or squashed) as Pillow does it for open_clip's transform, with
+        antialiasing and bytes after each pass; then scaled to [0, 1] and normalised.
         """
-        pixels = frames.to(self.device).permute(0, 3, 1, 2)
-        target = list(self.size) if self.resize_mode == "squash" else [self.size[0]]
-        pixels = F.resize(pixels, target, self.interpolation, antialias=True)
-        pixels = F.center_crop(pixels, list(self.size)).to(torch.float32).div_(255.0)
-        return ((pixels - self.mean) / self.std).to(self.dtype)
+        return formatted(frames.to(self.device), self.format, self.dtype)
 
     @torch.no_grad()
     def encode_images(self, frames: Tensor) -> Tensor:

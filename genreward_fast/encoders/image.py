@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 from transformers import DINOv3ViTModel
 
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.errors import UserError
+from genreward_fast.kernels.frames import FrameFormat
+from genreward_fast.kernels.frames import frames as formatted
 
 # What the weights trained on LVD-1689M expect (arXiv 2508.10104), as in the library's own image processor.
 _MEAN = (0.485, 0.456, 0.406)
@@ -27,13 +28,11 @@ class ImageEncoder(FrozenEncoder):
     Attributes:
         vit: the library's model.
         size: side in pixels to which frames are resized.
+        format: what the model reads: frames squashed to that square.
         dim: length D of a feature.
         fingerprint: sha256 over weights and configuration.
         note: "" for trained weights, else what every output must say about them.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self, vit: DINOv3ViTModel, *, size: int, dtype: torch.dtype = torch.float32, batch: int = 256, note: str = ""
@@ -52,6 +51,7 @@ class ImageEncoder(FrozenEncoder):
         if size % config.patch_size or size < config.patch_size:
             raise UserError(f"image size {size}: must be a positive multiple of the patch size {config.patch_size}")
         self.size = size
+        self.format = FrameFormat((size, size), _MEAN, _STD)
         self.dim: int = config.hidden_size
         self.batch = batch
         self.note = note
@@ -59,8 +59,6 @@ class ImageEncoder(FrozenEncoder):
         described = {key: getattr(config, key) for key in keys}
         self.fingerprint = fingerprint(model, described | {"rope_theta": config.rope_theta, "size": size})
         self.vit: Any = model.to(dtype)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
         self.freeze()
 
     @property
@@ -68,15 +66,12 @@ class ImageEncoder(FrozenEncoder):
         return self.vit.norm.weight.dtype
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, 3, size, size) in the encoder's dtype on its device.
+        """(N, H, W, 3) uint8 to (N, 3, size, size) in the encoder's dtype on its device, channels last.
 
         Rescaled to [0, 1], squashed to the square with antialiased bilinear interpolation, normalised with ImageNet's
-        mean and deviation: the order and the arithmetic of the library's `DINOv3ViTImageProcessor`.
+        mean and deviation: what the library's `DINOv3ViTImageProcessor` computes, which rounds nothing to bytes.
         """
-        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-        if pixels.shape[-2:] != (self.size, self.size):
-            pixels = F.resize(pixels, [self.size, self.size], F.InterpolationMode.BILINEAR, antialias=True)
-        return ((pixels - self.mean) / self.std).to(self.dtype)
+        return formatted(frames.to(self.device), self.format, self.dtype)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(N, 3, size, size) normalised to class tokens (N, D), in the encoder's dtype; one call, no split."""

@@ -32,6 +32,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("laprop", 3),
         ("image_blocks", 2),
         ("image_level", 6),
+        ("frames", 6),
         ("phase_norm_silu", 4),
         ("phase_weights", 4),
         ("phase_image_loss", 4),

@@ -10,6 +10,7 @@ from genreward_fast.kernels import (
     column_sums,
     continuation_loss,
     fb_score,
+    frames,
     gru_gates,
     image_blocks,
     image_level,
@@ -65,6 +66,11 @@ def pictures(*shape):
 def bins():
     half = torch.logspace(-1, 8, 5, dtype=torch.float64)
     return torch.cat([-half.flip(0), torch.zeros(1, dtype=torch.float64), half])
+
+
+def picture_of(bytes_between):
+    how = frames.FrameFormat((3, 3), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", True, bytes_between)
+    return frames.frames_reference(pictures(2, 5, 7, 3), how, torch.float64)
 
 
 def folded_score():
@@ -144,6 +150,8 @@ CASES = {
     "column_sums": lambda: column_sums.column_sums_reference(draw(5, 3), torch.float64),
     "continuation_loss": lambda: continuation_loss.continuation_loss_reference(draw(5), flags(5), 0.997),
     "fb_score": lambda: fb_score.fb_score_reference(draw(3, 4), draw(3, 1), folded_score()),
+    "frames": lambda: picture_of(bytes_between=False),
+    "frames_of_bytes": lambda: picture_of(bytes_between=True),
     "gru_gates": lambda: gru_gates.gru_gates_reference(*gates()),
     "gru_gates_backward": lambda: gru_gates.gru_gates_backward_reference(draw(3, 8), *gates()),
     "image_blocks": lambda: image_blocks.image_blocks_reference(pictures(2, 4, 4, 3), torch.float64, 16),
