@@ -127,7 +127,7 @@ def agent_table() -> str:
     if not body:
         return ""
     table = rows([f"**Agent** on {device}", "size", "dtype", *columns.values(), "file"], body)
-    return "\n\n".join([table, *(["\n".join(f"- {remark}" for remark in remarks)] if remarks else [])])
+    return "\n\n".join([table, *(["\n".join(f"- {remark}" for remark in dict.fromkeys(remarks))] if remarks else [])])
 
 
 def number(value: float) -> str:

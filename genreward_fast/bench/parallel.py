@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from genreward_fast.agent import Agent
+from genreward_fast.agent.parallel import Parallel
 from genreward_fast.bench.contestant import ACTIONS, Spec
 from genreward_fast.bench.ours import config_of, random_batch
 from genreward_fast.bench.timing import device_name
@@ -37,7 +38,6 @@ def run_parallel(spec: Spec, sizes: tuple[str, ...], path: Path | None) -> list[
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    # Before there is a process group an agent is on its own.
     alone = {size: updates_ms(replace(spec, size=size), device, rank)[0] for size in sizes}
     distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     results = []
@@ -45,7 +45,7 @@ def run_parallel(spec: Spec, sizes: tuple[str, ...], path: Path | None) -> list[
         for size in sizes:
             for scaling, share in (("weak", spec.batch_size), ("strong", max(1, spec.batch_size // ranks))):
                 own = replace(spec, size=size, batch_size=share)
-                ms, checksum = updates_ms(own, device, rank)
+                ms, checksum = updates_ms(own, device, rank, Parallel())
                 times = torch.tensor([ms, alone[size]], device=device, dtype=torch.float64)
                 distributed.all_reduce(times, distributed.ReduceOp.MAX)
                 sums = [torch.zeros_like(checksum) for _ in range(ranks)]
@@ -74,10 +74,12 @@ def run_parallel(spec: Spec, sizes: tuple[str, ...], path: Path | None) -> list[
     return results
 
 
-def updates_ms(spec: Spec, device: torch.device, rank: int) -> tuple[float, torch.Tensor]:
+def updates_ms(
+    spec: Spec, device: torch.device, rank: int, parallel: Parallel | None = None
+) -> tuple[float, torch.Tensor]:
     """Median milliseconds of an update, and the sum of each parameter after all of them (in float64)."""
     config = config_of(spec)
-    agent = Agent(config, ACTIONS, device)
+    agent = Agent(config, ACTIONS, device, parallel=parallel)
     batch = random_batch(config, device, seed=rank)
     times: list[float] = []
     for number in range(count_updates(spec, device)):

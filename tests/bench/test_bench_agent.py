@@ -98,6 +98,8 @@ def test_data_parallel_form_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     weak, strong = json.loads(target.read_text())["results"]
     assert (weak["batch each"], strong["batch each"]) == (2, 1)
+    assert weak["same parameters"]
+    assert strong["same parameters"]
     assert weak["efficiency"] == pytest.approx(weak["alone ms"] / weak["update ms"])
     assert strong["efficiency"] == pytest.approx(strong["alone ms"] / strong["update ms"] / 2)
     assert done.stdout.count("efficiency") == 2  # rank 0 alone prints

@@ -207,7 +207,8 @@ def test_on_gpu_is_the_libraries(height, width, side, fresh_generator, relative_
     image = pictures(height, width, fresh_generator)
     assert torch.equal(frames(image.cuda(), clip(side), torch.float32).cpu(), of_open_clip(image, side))
     found = frames(image.cuda(), dino(side, side), torch.float32).cpu()
-    assert relative_rms(found, of_transformers(image, side)) < 1e-6
+    # Some versions of PyTorch round a filter's places to float32, 1e-5 of a pixel away.
+    assert relative_rms(found, of_transformers(image, side)) < 1e-4
 
 
 @pytest.mark.gpu
