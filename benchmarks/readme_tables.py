@@ -127,7 +127,8 @@ def agent_table() -> str:
     if not body:
         return ""
     table = rows([f"**Agent** on {device}", "size", "dtype", *columns.values(), "file"], body)
-    return "\n\n".join([table, *(["\n".join(f"- {remark}" for remark in dict.fromkeys(remarks))] if remarks else [])])
+    listed = "\n".join(f"- {remark}" for remark in dict.fromkeys(remarks))
+    return "\n\n".join([table, listed] if listed else [table])
 
 
 def number(value: float) -> str:
