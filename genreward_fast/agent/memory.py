@@ -10,8 +10,8 @@ from genreward_fast.agent.config import IMAGE_SIZE, AgentConfig
 from genreward_fast.agent.encoder import MULTIPLIERS
 from genreward_fast.errors import UserError
 
-# Fitted to the peak of live tensors in updates of sizes tiny to 25M on a CPU. As a CUDA graph on an H100 an update takes
-# less: PyTorch reserved 1.8 GB for size 12M and 4.6 GB for 50M, where these give 3.2 and 6.2.
+# Fitted to the peak of live tensors in updates of sizes tiny to 25M on a CPU. A CUDA graph of an update takes less: on
+# an H100 PyTorch reserved 1.8 GB for size 12M and 4.6 GB for 50M, where these give 3.2 and 6.2.
 _ELEMENT = {"bfloat16": 2, "float32": 3, "float64": 6}  # bytes; some of what bfloat16 keeps is float32 anyway
 _COPIES = 3.9  # of each feature map that the backward pass still needs: before and after pooling, norm and activation
 _PIXEL_COPIES = 4.5  # of the image in what losses are in
