@@ -82,20 +82,29 @@ def train_table() -> str:
 
 
 def kernels_table() -> str:
-    """Each kernel beside eager PyTorch: its reference, and the usual way to write it."""
+    """Each kernel, and each of its gradients and variants, beside the same in other ways."""
     body, device = [], ""
     for name, result in read("kernel_*.json"):
         op, device = result["op"], result["limits"]["device"]
         shapes: dict[str, list[dict[str, Any]]] = {}
         for entry in result["results"]:
             shapes.setdefault(entry.get("shape") or f"{entry['rows']} rows", []).append(entry)
-        for shape, (ours, *peers) in shapes.items():
-            assert ours["variant"] == op
-            times = " / ".join(f"{1000 * peer['ms']:.0f}" for peer in peers)
-            share = f"{ours['% of limit']:.0f}"
-            body.append([f"`{op}`", shape, ours["dtype"], f"{1000 * ours['ms']:.1f}", times, share, f"`{name}`"])
-    header = [f"**Kernels** on {device}", "shape", "dtype", "µs", "eager PyTorch: reference / usual, µs", "% of limit"]
-    return rows([*header, "file"], body)
+        for shape, entries in shapes.items():
+            variants = [entry["variant"] for entry in entries]
+            starts = [i for i, v in enumerate(variants) if v == op or f"{v}, reference" in variants]
+            for start, end in zip(starts, [*starts[1:], len(entries)]):
+                ours, *peers = entries[start:end]
+                label = f"`{op}`" if ours["variant"] == op else f"`{op}`, {ours['variant']}"
+                others = "; ".join(f"{peer_name(peer['variant'])} {1000 * peer['ms']:.0f}" for peer in peers)
+                time, share = f"{1000 * ours['ms']:.1f}", f"{ours['% of limit']:.0f}"
+                body.append([label, shape, ours["dtype"], time, others, share, f"`{name}`"])
+    header = [f"**Kernels** on {device}", "shape", "dtype", "µs", "the same in plain PyTorch, µs", "% of limit", "file"]
+    return rows(header, body)
+
+
+def peer_name(variant: str) -> str:
+    """How a peer is called beside the kernel that it is measured with."""
+    return variant.rpartition(", ")[2] if variant.endswith(("reference", "reference compiled")) else variant
 
 
 def agent_table() -> str:

@@ -65,3 +65,20 @@ def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, cap
         assert error < 1e-4
     # The op itself comes first; the others are its peers, measured in the same run.
     assert [r["variant"] for r in written["results"]][:2] == [name, "reference"]
+
+
+def test_all_of_them_by_one_command(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    main = runpy.run_path(str(FOLDER / "run_all.py"))["main"]
+    command = ["--folder", str(tmp_path), "--only", "column_sums", "return_range", "--"]
+    assert main([*command, "--device", "cpu", "--rows", "1", "--seconds", "0.01", "--dtype", "float32"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernel_column_sums.json", "kernel_return_range.json"]
+    assert "2 of 2" in capfd.readouterr().out
+    assert main([*command, "--device", "nowhere"]) == 1
+    assert "failed: column_sums, return_range" in capfd.readouterr().err
+    assert main(["--folder", str(tmp_path / "none")]) == 2
+
+
+def test_every_benchmark_is_tested():
+    tested = {values[0] for values in test_benchmark_writes_its_numbers.pytestmark[0].args[1]}
+    assert tested == {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")}
