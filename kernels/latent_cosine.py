@@ -30,7 +30,7 @@ def latent_cosine(latent: Tensor, goal: Tensor) -> Tensor:
         goal: (...) float32 of n elements, of unit norm.
 
     Returns:
-        (B,) float32 in [-1, 1], up to rounding.
+        (B,) float32 in [-1, 1], up to rounding; float64 of a float64 latent, which takes the reference.
 
     Raises:
         ValueError: the sizes differ.

@@ -80,7 +80,8 @@ def check_loss(function, shape, count, dtype, variant, device, generator, relati
     found = torch.autograd.grad(loss, leaf, grad)[0]
     assert found.dtype == dtype
     expected = exact(logits, bins, target, grad, **kwargs)
-    assert relative_rms(loss.cpu(), expected[0]) < 1e-5
+    # A loss may be as small as the rounding of the logarithms that it is a difference of.
+    torch.testing.assert_close(loss.detach().cpu().double(), expected[0], rtol=1e-5, atol=2e-6)
     assert relative_rms(found.cpu(), expected[1]) < LIMITS[dtype]
     found[tuple(slice(size) for size in target.shape)] = 0
     assert not found.any()
