@@ -19,27 +19,27 @@ def make(shapes, generator, device="cpu"):
     return [(torch.randn(shape, generator=generator) * 3 + 1).to(device) for shape in shapes]
 
 
-def check(function, shapes, device, generator, relative_rms):
+def check(function, shapes, device, generator):
     vectors = make(shapes, generator, device)
     total, statistics = function(vectors[:3], SCALES, vectors[3:])
     exact = [x.cpu().double() for x in vectors]
     wanted = sum(scale * x.mean() for scale, x in zip(SCALES, exact))
     assert total.shape == ()
-    assert relative_rms(total.cpu(), wanted) < 1e-5
+    assert torch.allclose(total.cpu().double(), wanted, rtol=1e-5, atol=1e-5)
     for i, x in enumerate(exact):
         spread = x.flatten().var(correction=1).sqrt() if x.numel() > 1 else torch.tensor(torch.nan).double()
         expected = torch.stack([x.mean(), x.abs().mean(), spread])
-        assert torch.allclose(statistics[:, i].cpu().double(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+        assert torch.allclose(statistics[:, i].cpu().double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_reference(shapes, fresh_generator, relative_rms):
-    check(loss_total_reference, shapes, "cpu", fresh_generator, relative_rms)
+def test_reference(shapes, fresh_generator):
+    check(loss_total_reference, shapes, "cpu", fresh_generator)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_on_triton(shapes, triton_device, poisoned, fresh_generator, relative_rms):
-    check(loss_total, shapes, triton_device, fresh_generator, relative_rms)
+def test_on_triton(shapes, triton_device, poisoned, fresh_generator):
+    check(loss_total, shapes, triton_device, fresh_generator)
 
 
 def test_on_triton_takes_views_and_no_others(triton_device, fresh_generator):
@@ -47,8 +47,9 @@ def test_on_triton_takes_views_and_no_others(triton_device, fresh_generator):
     losses = [whole[:, :-1], whole.t(), *rest]
     total, statistics = loss_total(losses, [1.0] * 4)
     expected, wanted = loss_total_reference(losses, [1.0] * 4)
-    assert torch.allclose(total, expected, rtol=1e-5)
-    assert torch.allclose(statistics, wanted, rtol=1e-5)
+    # Numbers of both signs: their sums may be small beside them.
+    assert torch.allclose(total, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(statistics, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_on_triton_nan_shows(triton_device, fresh_generator):
@@ -72,6 +73,6 @@ def test_compiles_for_every_chip(capability, compile_for):
 
 
 @pytest.mark.gpu
-def test_large(fresh_generator, relative_rms):
+def test_large(fresh_generator):
     shapes = [(16, 1024), (15, 1024), (16, 64), (1_000_003,), (1,)]
-    check(loss_total, shapes, "cuda", fresh_generator, relative_rms)
+    check(loss_total, shapes, "cuda", fresh_generator)
