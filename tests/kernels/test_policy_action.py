@@ -50,7 +50,9 @@ def check(shape, dtype, forced, device, generator, relative_rms):
     out = buffer[:, shape[2] : 2 * shape[2]]
     policy_action(x, scale, head, noise, action, BOUNDS, embed, EPS, out)
     expected_action, expected = exact(x, scale, head, noise, drawn, embed)
-    assert relative_rms(action.cpu(), expected_action) < LIMITS[dtype]
+    # An action is the sum of two numbers of about 1, which may cancel.
+    error = (action.cpu() - expected_action).square().mean().sqrt()
+    assert error < LIMITS[dtype] * max(1.0, expected_action.square().mean().sqrt())
     assert relative_rms(out.cpu(), expected) < LIMITS[dtype]
     assert not forced or torch.equal(action, drawn)
     assert buffer[:, : shape[2]].isnan().all()
