@@ -48,7 +48,8 @@ def check(function, shape, dtype, device, generator, relative_rms):
     for i, (value, other) in enumerate(zip(gradients, exact_gradients)):
         assert value.shape == other.shape
         if i in (1, 3):  # sums that may cancel: their error counts relative to the sum of the magnitudes
-            assert ((value.cpu() - other).abs() <= LIMITS[dtype] * sizes[i - 1]).all()
+            # What a single value adds may itself be a difference of larger ones.
+            assert ((value.cpu() - other).abs() <= LIMITS[dtype] * (1 + sizes[i - 1])).all()
         else:
             assert relative_rms(value.cpu(), other) < LIMITS[dtype]
 
