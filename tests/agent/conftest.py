@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genreward_fast.agent import AgentConfig, Draws, NetworkSize
+from genreward_fast.agent import AgentConfig, Draws, NetworkSize, objective, rssm
 from genreward_fast.types import Batch
 
 # (pattern of a reference name, replacement): the first pattern that matches the whole name counts.
@@ -181,19 +179,15 @@ def golden() -> Golden:
 
 
 @pytest.fixture
-def run_interpreted():
-    """Runs tests of a file in Triton's interpreter, where the agent takes the path that it takes on CUDA."""
+def calls(monkeypatch):
+    """How often the kernels' forms of the recurrent model ran."""
+    count = {"fused_scan": 0, "imagine": 0}
+    for module, name in ((rssm, "fused_scan"), (objective, "imagine")):
+        original = getattr(module, name)
 
-    def run(file: str, which: str, seconds: float) -> None:
-        pytest.importorskip("triton")
-        if os.environ.get("TRITON_INTERPRET") == "1":
-            pytest.skip("this is the interpreter's process")
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, file]
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=seconds)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"\d+ passed", done.stdout), done.stdout
-        assert "skipped" not in done.stdout, done.stdout
+        def counted(*args, name=name, original=original, **options):
+            count[name] += 1
+            return original(*args, **options)
 
-    return run
+        monkeypatch.setattr(module, name, counted)
+    return count

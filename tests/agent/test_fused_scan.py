@@ -13,14 +13,12 @@ from genreward_fast.agent import (
     RandomSampler,
     RecordedSampler,
     RecordingSampler,
-    objective,
 )
 from genreward_fast.agent import imagination as imagination_module
-from genreward_fast.agent import rssm as rssm_module
 from genreward_fast.agent.heads import Actor
 from genreward_fast.agent.nets import initialize
 from genreward_fast.agent.rssm import RSSM, State
-from genreward_fast.kernels.triton_support import INTERPRETED, references_only
+from genreward_fast.kernels.triton_support import references_only
 
 SIZES = [
     NetworkSize(deter=64, hidden=16, classes=4, depth=2, units=16, stoch=4, blocks=4),
@@ -31,38 +29,6 @@ SIZES = [
 WIDE = NetworkSize(deter=64, hidden=272, classes=4, depth=2, units=272, stoch=4, blocks=4)
 ACTIONS, TOKENS = 3, 40
 LIMIT = 1e-5
-
-
-@pytest.fixture
-def device():
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    pytest.skip("neither a GPU nor TRITON_INTERPRET=1")
-
-
-@pytest.fixture
-def generator():
-    seed = torch.seed() % 2**31
-    print(f"seed {seed}")
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """How often the kernels' forms ran."""
-    count = {"fused_scan": 0, "imagine": 0}
-    for module, name in ((rssm_module, "fused_scan"), (objective, "imagine")):
-        original = getattr(module, name)
-
-        def counted(*args, name=name, original=original, **options):
-            count[name] += 1
-            return original(*args, **options)
-
-        monkeypatch.setattr(module, name, counted)
-    return count
 
 
 def filled(module, generator):
@@ -109,15 +75,18 @@ def observed(rssm, state, tokens, action, reset, sampler, weights):
     ("size", "batch", "steps", "resets"),
     [(SIZES[0], 3, 3, "some"), (SIZES[1], 1, 1, "none"), (SIZES[2], 17, 1, "all"), (SIZES[2], 2, 2, "some")],
 )
-def test_on_triton_fused_scan_is_scan(size, batch, steps, resets, device, generator, calls):
-    rssm = filled(RSSM(config_of(size), ACTIONS, TOKENS), generator).to(device)
-    state = start(size, batch, generator, device)
-    tokens, action = (torch.randn(batch, steps, n, generator=generator).to(device) for n in (TOKENS, ACTIONS))
-    reset = (torch.rand(batch, steps, generator=generator) < {"some": 0.3, "none": 0.0, "all": 1.1}[resets]).to(device)
+def test_on_triton_fused_scan_is_scan(size, batch, steps, resets, triton_device, fresh_generator, calls):
+    rssm = filled(RSSM(config_of(size), ACTIONS, TOKENS), fresh_generator).to(triton_device)
+    state = start(size, batch, fresh_generator, triton_device)
+    tokens, action = (
+        torch.randn(batch, steps, n, generator=fresh_generator).to(triton_device) for n in (TOKENS, ACTIONS)
+    )
+    chance = {"some": 0.3, "none": 0.0, "all": 1.1}[resets]
+    reset = (torch.rand(batch, steps, generator=fresh_generator) < chance).to(triton_device)
     shapes = (size.deter,), (size.stoch, size.classes), (size.stoch, size.classes)
-    weights = [torch.randn(batch, steps, *shape, generator=generator).to(device) for shape in shapes]
+    weights = [torch.randn(batch, steps, *shape, generator=fresh_generator).to(triton_device) for shape in shapes]
     inputs = state, tokens, 1.5 * action, reset
-    recording = RecordingSampler(RandomSampler(device, 3))
+    recording = RecordingSampler(RandomSampler(triton_device, 3))
     found, index = observed(rssm, *inputs, recording, weights)
     assert calls["fused_scan"] == 1
     recorded = torch.stack(recording._latents["posterior"], 1)
@@ -136,14 +105,14 @@ def test_on_triton_fused_scan_is_scan(size, batch, steps, resets, device, genera
     assert not wrong, wrong
 
 
-def test_on_triton_gradients_given_as_one_number(device, generator, calls):
+def test_on_triton_gradients_given_as_one_number(triton_device, fresh_generator, calls):
     """Autograd gives those of sums expanded: no row of them lies in memory."""
     size = SIZES[0]
-    rssm = filled(RSSM(config_of(size), ACTIONS, TOKENS), generator).to(device)
-    state = start(size, 5, generator, device)
-    tokens, action = (torch.randn(5, 2, n, generator=generator).to(device) for n in (TOKENS, ACTIONS))
-    reset = torch.zeros(5, 2, dtype=torch.bool, device=device)
-    index = torch.randint(0, size.classes, (5, 2, size.stoch), generator=generator).to(device)
+    rssm = filled(RSSM(config_of(size), ACTIONS, TOKENS), fresh_generator).to(triton_device)
+    state = start(size, 5, fresh_generator, triton_device)
+    tokens, action = (torch.randn(5, 2, n, generator=fresh_generator).to(triton_device) for n in (TOKENS, ACTIONS))
+    reset = torch.zeros(5, 2, dtype=torch.bool, device=triton_device)
+    index = torch.randint(0, size.classes, (5, 2, size.stoch), generator=fresh_generator).to(triton_device)
     sampler = RecordedSampler(Draws(index, torch.empty(0), torch.empty(0)))
 
     def gradients():
@@ -161,22 +130,22 @@ def test_on_triton_gradients_given_as_one_number(device, generator, calls):
 
 
 @pytest.mark.parametrize(("size", "count"), [(SIZES[0], 1), (SIZES[1], 17), (SIZES[2], 5), (WIDE, 3)])
-def test_on_triton_imagination_is_the_plain_one(size, count, device, generator):
+def test_on_triton_imagination_is_the_plain_one(size, count, triton_device, fresh_generator):
     steps = 3
     config = config_of(size)
-    rssm = filled(RSSM(config, ACTIONS, TOKENS), generator).to(device)
-    actor = filled(Actor(config, ACTIONS), generator).to(device)
-    state = start(size, count, generator, device)
+    rssm = filled(RSSM(config, ACTIONS, TOKENS), fresh_generator).to(triton_device)
+    actor = filled(Actor(config, ACTIONS), fresh_generator).to(triton_device)
+    state = start(size, count, fresh_generator, triton_device)
 
     def fast(sampler):
-        dreamed = torch.full((steps + 1, count, config.feature_size), float("nan"), device=device)
+        dreamed = torch.full((steps + 1, count, config.feature_size), float("nan"), device=triton_device)
         dreamed[0] = state.features()
         result = imagination_module.imagine(rssm, actor, dreamed, sampler)
         assert not dreamed.isnan().any()
         assert torch.equal(dreamed[1:].transpose(0, 1), result.state.features())
         return result
 
-    recording = RecordingSampler(RandomSampler(device, 3))
+    recording = RecordingSampler(RandomSampler(triton_device, 3))
     found = fast(recording)
     recording._latents["posterior"].append(torch.empty(0))
     draws = recording.draws()
@@ -191,9 +160,9 @@ def test_on_triton_imagination_is_the_plain_one(size, count, device, generator):
     with references_only(), torch.no_grad():
         expected = rssm.imagine(state, policy, steps, given)
         # The recorded actions are what the policy draws where the plain path comes to.
-        own = RandomSampler(device, 3)
-        own.sequence("prior", (count, steps, size.stoch), device)
-        noise = own.noise((count, steps, ACTIONS), device)[0]
+        own = RandomSampler(triton_device, 3)
+        own.sequence("prior", (count, steps, size.stoch), triton_device)
+        noise = own.noise((count, steps, ACTIONS), triton_device)[0]
         befores = [state] + [State(expected.state.deter[:, t], expected.state.stoch[:, t]) for t in range(steps - 1)]
         normals = [actor(before.features()) for before in befores]
         actions = torch.stack([n.mean + n.stddev * noise[:, t] for t, n in enumerate(normals)], 1)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from genreward_fast.agent import AgentConfig, NetworkSize, objective
-from genreward_fast.agent import rssm as rssm_module
+from genreward_fast.agent import AgentConfig, NetworkSize
 from genreward_fast.bench.parity import parity
 from genreward_fast.kernels.triton_support import INTERPRETED
 
@@ -13,21 +12,6 @@ SLACK = 4
 NARROW = NetworkSize(deter=512, hidden=64, classes=16, depth=16, units=64)
 TINY = NetworkSize(deter=64, hidden=16, classes=4, depth=2, units=16, stoch=4, blocks=4)
 POLICY = "loss/policy"
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """How often the recurrent model's kernels ran."""
-    count = {"fused_scan": 0, "imagine": 0}
-    for module, name in ((rssm_module, "fused_scan"), (objective, "imagine")):
-        original = getattr(module, name)
-
-        def counted(*args, name=name, original=original, **options):
-            count[name] += 1
-            return original(*args, **options)
-
-        monkeypatch.setattr(module, name, counted)
-    return count
 
 
 def check(config, device, updates, calls):

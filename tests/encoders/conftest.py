@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -69,22 +65,3 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_config_for_hf(model, folder / "open_clip_config.json", model_config=deepcopy(CLIP))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
-
-
-@pytest.fixture
-def run_interpreted():
-    """Runs tests of a file in Triton's interpreter, where an encoder takes the path that it takes on CUDA."""
-
-    def run(file: str, which: str, seconds: float) -> None:
-        pytest.importorskip("triton")
-        if os.environ.get("TRITON_INTERPRET") == "1":
-            pytest.skip("this is the interpreter's process")
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, file]
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=seconds)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"\d+ passed", done.stdout), done.stdout
-        assert "skipped" not in done.stdout, done.stdout
-
-    return run

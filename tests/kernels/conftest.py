@@ -1,21 +1,14 @@
-"""Ways to run a Triton kernel without a GPU: in Triton's interpreter, and compiled for a given chip.
-
-The interpreter is chosen when a kernel is decorated, so its tests run in a process of their own, started by
-`run_interpreted`; on a machine with a GPU the same tests run there natively.
-"""
+"""Ways to run a Triton kernel without a GPU: in Triton's interpreter, and compiled for a given chip."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from genreward_fast.kernels.triton_support import INTERPRETED
+
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -27,35 +20,8 @@ SHARED_MEMORY_KB = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # that one progr
 
 
 @pytest.fixture
-def triton_device():
-    """The device to launch kernels on."""
-    pytest.importorskip("triton")
-    if INTERPRETED:
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    pytest.skip("neither a GPU nor TRITON_INTERPRET=1")
-
-
-@pytest.fixture
-def run_interpreted():
-    """Runs those tests of a file that take `triton_device`, in Triton's interpreter; they must pass."""
-
-    def run(file: str) -> None:
-        pytest.importorskip("triton")
-        if INTERPRETED:
-            pytest.skip("this is the interpreter's process")
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "on_triton", file]
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
-        if "only 0-dimensional arrays can be converted" in done.stdout:
-            pytest.skip("this version of Triton's interpreter does not run with this version of numpy")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"\d+ passed", done.stdout), done.stdout
-        assert "skipped" not in done.stdout, done.stdout
-
-    return run
+def run_interpreted(run_interpreted):
+    return partial(run_interpreted, excused="only 0-dimensional arrays can be converted")
 
 
 @pytest.fixture
@@ -115,14 +81,6 @@ def relative_rms(value: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.fixture(name="relative_rms")
 def relative_rms_fixture():
     return relative_rms
-
-
-@pytest.fixture
-def fresh_generator():
-    """A generator seeded anew in every run; a failure shows the seed."""
-    seed = torch.seed() % 2**31
-    print(f"seed {seed}")
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import pytest
 import torch
 
 from genreward_fast.kernels import laprop as module
 from genreward_fast.kernels.laprop import ALIGN, Follower, Rates, Segments, clip_reference, laprop, laprop_reference
+from genreward_fast.kernels.triton_support import INTERPRETED
 
 SIZES = [1, 63, 64, 65, 5000, 7, 130]
 KNOWN = Rates(agc=0.3)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 UPDATE = (
     dict.fromkeys(("gradient", "parameter", "mu", "nu", "follower", "partial", "norm", "rate", "correction"), "*fp32")
     | {"copy": "*bf16", "follower_copy": "*bf16", "chunks": "*i32", "count": "i32", "follower_start": "i32"}

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from genreward_fast.kernels import phase_image_loss as module
 from genreward_fast.kernels.phase_image_loss import phase_image_loss, phase_image_loss_reference, phase_pixels
+from genreward_fast.kernels.triton_support import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # (leading axes, H, W in blocks, channels, side)
 SHAPES = [((1,), 2, 2, 12, 2), ((2, 3), 4, 3, 16, 2), ((3,), 3, 5, 48, 4), ((2, 2), 8, 8, 64, 4)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from genreward_fast.kernels import (
     actor_tail,
@@ -34,19 +32,6 @@ from genreward_fast.kernels import (
 )
 
 EPS = 1e-4
-
-
-class Floats(TorchDispatchMode):
-    """Which floating dtypes are made inside, gradients included."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.made |= {x.dtype for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.is_floating_point()}
-        return result
 
 
 def draw(*shape, low=None):
@@ -199,16 +184,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_float64_stays_float64(name):
-    with Floats() as floats:
+def test_float64_stays_float64(name, made_floats):
+    with made_floats() as floats:
         CASES[name]()
-    assert floats.made == {torch.float64}
+    assert floats.made.keys() == {torch.float64}
 
 
-def test_a_cast_would_show():
-    with Floats() as floats:
+def test_a_cast_would_show(made_floats):
+    with made_floats() as floats:
         draw(3).float().double()
-    assert floats.made == {torch.float32, torch.float64}
+    assert floats.made.keys() == {torch.float32, torch.float64}
 
 
 def test_the_gradients_written_by_hand():
