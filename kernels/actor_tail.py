@@ -120,7 +120,8 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    from genreward_fast.kernels.dense_rows import dense_rows, linear_rows, normed_rows
+    from genreward_fast.kernels.dense_rows import dense_rows, linear_rows
+    from genreward_fast.kernels.normed_rows import normed_rows
     from genreward_fast.kernels.rssm_tiles import product
 
     @triton.jit

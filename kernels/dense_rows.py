@@ -52,14 +52,8 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
+    from genreward_fast.kernels.normed_rows import normed_rows
     from genreward_fast.kernels.rssm_tiles import product
-
-    @triton.jit
-    def normed_rows(value, scale, LENGTH: tl.constexpr, eps):
-        """silu(norm · scale) of float32 rows (ROWS, SIZE), which are 0 beyond LENGTH, as is the result."""
-        rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / LENGTH + eps)
-        y = value * rate[:, None] * scale[None, :]
-        return y * tl.sigmoid(y)
 
     @triton.jit
     def linear_rows(x, weight, target, wanted, UNITS: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr):

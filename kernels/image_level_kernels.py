@@ -13,6 +13,8 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
+    from genreward_fast.kernels.normed_rows import normed_rows, normed_rows_backward
+
     @triton.jit
     def _weights(weight, out, size, BLOCK: tl.constexpr, SIZE: tl.constexpr):
         """Weights (C, 3, 5, 5) to (128, 4 SIZE), BLOCK elements of it."""
@@ -111,10 +113,7 @@ if HAS_TRITON:
             first, row, rows = _place(begin + step, HEIGHT, WIDTH, ROWS)
             windows = _windows(blocks + first, rows, WIDTH, ROWS)
             _, _, _, _, highest = _phases(windows, held, shift, ROWS, SIZE)
-            value = highest.to(tl.float32)
-            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-            normed = value * rate[:, None] * factor[None, :]
-            y = (normed * tl.sigmoid(normed)).to(out.dtype.element_ty)
+            y = normed_rows(highest.to(tl.float32), factor, size, eps).to(out.dtype.element_ty)
             inside = (tl.arange(0, ROWS) < rows)[:, None] & (o < size)[None, :]
             tl.store(out + row * size + at, y, mask=inside)
 
@@ -145,16 +144,8 @@ if HAS_TRITON:
             by_y = tl.load(grad + row * size + at, mask=inside, other=0.0).to(tl.float32)
             windows = _windows(blocks + first_window, rows, WIDTH, ROWS)
             first, second, third, fourth, highest = _phases(windows, held, shift, ROWS, SIZE)
-            value = highest.to(tl.float32)
-            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-            unit = value * rate[:, None]
-            normed = unit * factor[None, :]
-            gate = tl.sigmoid(normed)
-            by_normed = by_y * gate * (1.0 + normed * (1.0 - gate))
-            by_unit = by_normed * factor[None, :]
-            along = tl.sum(by_unit * unit, 1) / size
-            by_value = rate[:, None] * (by_unit - unit * along[:, None])
-            of_scale = _added(of_scale, by_normed * unit, ROWS, SIZE)
+            by_value, by_factor = normed_rows_backward(by_y, highest.to(tl.float32), factor, size, eps)
+            of_scale = _added(of_scale, by_factor, ROWS, SIZE)
             of_bias = _added(of_bias, by_value, ROWS, SIZE)
             # Products, not choices: where the maximum is NaN no phase equals it, and the gradient must be NaN.
             one, two = (first == highest).to(tl.float32), (second == highest).to(tl.float32)

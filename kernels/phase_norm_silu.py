@@ -135,6 +135,8 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
+    from genreward_fast.kernels.normed_rows import normed_rows, normed_rows_backward
+
     @triton.jit
     def _target(row, width, LAYOUT: tl.constexpr):
         """Which row of the result, of C channels each, a normed row becomes. Images have an even height where it is
@@ -189,11 +191,10 @@ if HAS_TRITON:
             value = _larger(value, other)
         else:
             value = _biased(x, row[:, None] * size + column[None, :], shift, inside)
-        rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-        normed = value * rate[:, None] * factor[None, :]
+        y = normed_rows(value, factor, size, eps)
         target = _target(row, width, LAYOUT)[:, None] * columns + column[None, :]
         stored = (row < rows)[:, None] & (column < columns)[None, :]
-        tl.store(out + target, (normed * tl.sigmoid(normed)).to(out.dtype.element_ty), mask=stored)
+        tl.store(out + target, y.to(out.dtype.element_ty), mask=stored)
 
     @triton.jit
     def _backward(
@@ -236,15 +237,8 @@ if HAS_TRITON:
             else:
                 at = row[:, None] * size + column[None, :]
                 value = _biased(x, at, shift, inside)
-            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-            unit = value * rate[:, None]
-            normed = unit * factor[None, :]
-            gate = tl.sigmoid(normed)
-            by_normed = by_y * gate * (1.0 + normed * (1.0 - gate))
-            by_unit = by_normed * factor[None, :]
-            along = tl.sum(by_unit * unit, 1) / size
-            by_value = rate[:, None] * (by_unit - unit * along[:, None])
-            of_scale += by_normed * unit
+            by_value, by_factor = normed_rows_backward(by_y, value, factor, size, eps)
+            of_scale += by_factor
             of_bias += by_value
             if not POOL:
                 tl.store(by_x + at, by_value.to(kind), mask=inside)

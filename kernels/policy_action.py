@@ -73,7 +73,7 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    from genreward_fast.kernels.dense_rows import normed_rows
+    from genreward_fast.kernels.normed_rows import normed_rows
 
     @triton.jit
     def _forward(

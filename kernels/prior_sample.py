@@ -124,8 +124,9 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    from genreward_fast.kernels.dense_rows import dense_rows, linear_rows, normed_rows
+    from genreward_fast.kernels.dense_rows import dense_rows, linear_rows
     from genreward_fast.kernels.latent_sample import drawn_classes
+    from genreward_fast.kernels.normed_rows import normed_rows
 
     @triton.jit
     def _forward(

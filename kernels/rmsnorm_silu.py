@@ -142,6 +142,8 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
+    from genreward_fast.kernels.normed_rows import normed_rows, normed_rows_backward
+
     @triton.jit
     def _forward(x, scale, y, rows, size, eps, ROWS: tl.constexpr, SIZE: tl.constexpr):
         """Program (block, group): ROWS rows of one group."""
@@ -152,9 +154,7 @@ if HAS_TRITON:
         at = (row * groups + group)[:, None] * size + column[None, :]
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         factor = tl.load(scale + group * size + column, mask=column < size, other=0.0)
-        rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-        normed = value * rate[:, None] * factor[None, :]
-        tl.store(y + at, (normed * tl.sigmoid(normed)).to(y.dtype.element_ty), mask=inside)
+        tl.store(y + at, normed_rows(value, factor, size, eps).to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _backward(
@@ -183,17 +183,11 @@ if HAS_TRITON:
             at = (row * groups + group)[:, None] * size + column[None, :]
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             by_y = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-            unit = value * rate[:, None]
-            normed = unit * factor[None, :]
-            gate = tl.sigmoid(normed)
-            by_normed = by_y * gate * (1.0 + normed * (1.0 - gate))
-            by_unit = by_normed * factor[None, :]
-            along = tl.sum(by_unit * unit, 1) / size
-            result = (rate[:, None] * (by_unit - unit * along[:, None])).to(by_x.dtype.element_ty)
+            by_value, by_factor = normed_rows_backward(by_y, value, factor, size, eps)
+            result = by_value.to(by_x.dtype.element_ty)
             tl.store(by_x + at, result, mask=inside)
             if SUMS:
-                of_scale += by_normed * unit
+                of_scale += by_factor
                 of_x += result.to(tl.float32)
         if SUMS:
             at = (tl.program_id(0) * 2 * groups + group) * size + column

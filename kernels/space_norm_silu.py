@@ -99,6 +99,8 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
+    from genreward_fast.kernels.normed_rows import normed_rows, normed_rows_backward
+
     @triton.jit
     def _rounded(x, at, bias, of_bias, inside, real):
         """x plus bias, rounded."""
@@ -142,9 +144,8 @@ if HAS_TRITON:
         column = tl.arange(0, SIZE)
         _, at, inside, value = _sums(pieces, pieces_bias, flat, flat_bias, row, column, n, pixels, width, size)
         # What lies beyond the channels is 0 and adds nothing.
-        rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-        normed = value * rate[:, None] * tl.load(scale + column, mask=column < size, other=0.0)[None, :]
-        tl.store(out + at, (normed * tl.sigmoid(normed)).to(out.dtype.element_ty), mask=inside)
+        y = normed_rows(value, tl.load(scale + column, mask=column < size, other=0.0), size, eps)
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _backward(
@@ -177,14 +178,8 @@ if HAS_TRITON:
                 pieces, pieces_bias, flat, flat_bias, row, column, n, pixels, width, size
             )
             by_y = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-            rate = 1.0 / tl.sqrt(tl.sum(value * value, 1) / size + eps)
-            unit = value * rate[:, None]
-            normed = unit * factor[None, :]
-            gate = tl.sigmoid(normed)
-            by_normed = by_y * gate * (1.0 + normed * (1.0 - gate))
-            by_unit = by_normed * factor[None, :]
-            by_value = rate[:, None] * (by_unit - unit * (tl.sum(by_unit * unit, 1) / size)[:, None])
-            of_scale += by_normed * unit
+            by_value, by_factor = normed_rows_backward(by_y, value, factor, size, eps)
+            of_scale += by_factor
             of_bias += by_value
             tl.store(by_flat + at, by_value.to(by_flat.dtype.element_ty), mask=inside)
             tl.store(by_pieces + at_pieces, by_value.to(by_pieces.dtype.element_ty), mask=inside)
