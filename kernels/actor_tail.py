@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,62 +18,57 @@ EMBED_BYTES = 16 * 1024
 """Most bytes of the padded weight of the layer on actions: it shares shared memory with the other layers' chunks."""
 
 
+@dataclass(frozen=True)
+class TailWeights:
+    """What stays the same from step to step; all but `scales` and the last of `embed` in the dtype to compute in,
+    contiguous.
+
+    Attributes:
+        scales: (3 + L, U) float32, of the norms of both embeddings, the policy's first layer, and its L further ones.
+        layers: weights (L, U, U) and biases (L, U) of the further layers.
+        head: weight (2 A, U) and bias (2 A,) of mean and deviation.
+        embed: weight (U, A), bias (U,), and scale (U,) float32, of the layer on actions.
+        bounds: least and greatest deviation.
+        eps: of all norms.
+    """
+
+    scales: Tensor
+    layers: tuple[Tensor, Tensor]
+    head: tuple[Tensor, Tensor]
+    embed: tuple[Tensor, Tensor, Tensor]
+    bounds: tuple[float, float]
+    eps: float
+
+
 def actor_tail_reference(
-    deter: Tensor,
-    stoch: Tensor,
-    scales: Tensor,
-    layers: tuple[Tensor, Tensor],
-    head: tuple[Tensor, Tensor],
-    noise: Tensor | None,
-    action: Tensor,
-    bounds: tuple[float, float],
-    embed: tuple[Tensor, Tensor, Tensor],
-    eps: float,
-    out: Tensor,
+    weights: TailWeights, deter: Tensor, stoch: Tensor, noise: Tensor | None, action: Tensor, out: Tensor
 ) -> None:
     """What `actor_tail` computes, in plain PyTorch."""
-    units, joint = scales.shape[1], _joint(deter, stoch)
+    scales, eps, units, joint = weights.scales, weights.eps, weights.scales.shape[1], _joint(deter, stoch)
     out.copy_(rmsnorm_silu_reference(joint, scales[:3], eps))
-    x = dense_layers(joint[:, 2 * units :], scales[2:], layers, eps, rmsnorm_silu_reference)
-    policy_action_reference(x, scales[-1], head, noise, action, bounds, embed, eps, out[:, 2 * units :])
+    x = dense_layers(joint[:, 2 * units :], scales[2:], weights.layers, eps, rmsnorm_silu_reference)
+    ends = weights.bounds, weights.embed, eps, out[:, 2 * units :]
+    policy_action_reference(x, scales[-1], weights.head, noise, action, *ends)
 
 
 def actor_tail_launches(
-    deter: Tensor,
-    stoch: Tensor,
-    scales: Tensor,
-    layers: tuple[Tensor, Tensor],
-    head: tuple[Tensor, Tensor],
-    noise: Tensor | None,
-    action: Tensor,
-    bounds: tuple[float, float],
-    embed: tuple[Tensor, Tensor, Tensor],
-    eps: float,
-    out: Tensor,
+    weights: TailWeights, deter: Tensor, stoch: Tensor, noise: Tensor | None, action: Tensor, out: Tensor
 ) -> None:
     """`actor_tail` with a launch for each product and each norm, for any width."""
-    units, joint = scales.shape[1], _joint(deter, stoch)
+    scales, eps, units, joint = weights.scales, weights.eps, weights.scales.shape[1], _joint(deter, stoch)
+    weight, bias = weights.layers
     rmsnorm_silu_forward(joint, scales[:3], eps, out)
-    if len(layers[0]):  # of which the first norm is done
-        x = F.linear(out[:, 2 * units :], layers[0][0], layers[1][0])
-        x = dense_layers(x, scales[3:], (layers[0][1:], layers[1][1:]), eps, rmsnorm_silu)
+    if len(weight):  # of which the first norm is done
+        x = F.linear(out[:, 2 * units :], weight[0], bias[0])
+        x = dense_layers(x, scales[3:], (weight[1:], bias[1:]), eps, rmsnorm_silu)
     else:
         x = joint[:, 2 * units :].contiguous()
-    policy_action(x, scales[-1], head, noise, action, bounds, embed, eps, out[:, 2 * units :])
+    ends = weights.bounds, weights.embed, eps, out[:, 2 * units :]
+    policy_action(x, scales[-1], weights.head, noise, action, *ends)
 
 
 def actor_tail(
-    deter: Tensor,
-    stoch: Tensor,
-    scales: Tensor,
-    layers: tuple[Tensor, Tensor],
-    head: tuple[Tensor, Tensor],
-    noise: Tensor | None,
-    action: Tensor,
-    bounds: tuple[float, float],
-    embed: tuple[Tensor, Tensor, Tensor],
-    eps: float,
-    out: Tensor,
+    weights: TailWeights, deter: Tensor, stoch: Tensor, noise: Tensor | None, action: Tensor, out: Tensor
 ) -> None:
     """Norm and SiLU of two embeddings; the policy's layers, its draw, and the draw cut to [-1, 1] and embedded.
 
@@ -79,34 +76,28 @@ def actor_tail(
     else. Without gradients.
 
     Args:
+        weights: of all layers.
         deter: (N, 2 U), rows may be strided, of any floating dtype: before norms, the deterministic state's embedding
             and its share of the policy's first layer.
         stoch: (N, 2 U) in the dtype of deter, rows may be strided: the latents' embedding, and the rest of that layer.
-        scales: (3 + L, U) float32, of the norms of both embeddings, that layer, and the policy's L further layers.
-        layers: weights (L, U, U) and biases (L, U) of the further layers, in the dtype of deter, contiguous.
-        head: weight (2 A, U) and bias (2 A,) of mean and deviation, in the dtype of deter, contiguous.
         noise: (N, A) float32 contiguous, normal numbers; None takes the action that is in `action`.
         action: (N, A) float32 contiguous, where to write mean + deviation * noise.
-        bounds: least and greatest deviation.
-        embed: weight (U, A), bias (U,) in the dtype of deter, and scale (U,) float32, of the layer on actions.
-        eps: of all norms.
         out: (N, 3 U) contiguous, where to write the three embeddings, the action's in the policy's place.
     """
-    arguments = (deter, stoch, scales, layers, head, noise, action, bounds, embed, eps, out)
-    if not runs_triton(deter, stoch, scales, action, out):
-        actor_tail_reference(*arguments)
+    if not runs_triton(deter, stoch, weights.scales, action, out):
+        actor_tail_reference(weights, deter, stoch, noise, action, out)
         return
-    units, actions = embed[0].shape
+    units, actions = weights.embed[0].shape
     size, drawn = padded(units), max(ROWS, padded(actions))
     if not fits(deter, units) or drawn * size * deter.itemsize > EMBED_BYTES:
-        actor_tail_launches(*arguments)
+        actor_tail_launches(weights, deter, stoch, noise, action, out)
         return
     _forward[(-(-len(deter) // ROWS), 3)](
-        deter, deter.stride(0), stoch, stoch.stride(0), scales, *layers, *head, action if noise is None else noise,
-        action, *embed, out, len(deter), eps, *bounds,
-        LAYERS=len(layers[0]), UNITS=units, ACTIONS=actions, FORCED=noise is None, ROWS=ROWS, SIZE=size, DRAWN=drawn,
-        CHUNK=chunk(units, size, deter.dtype), HEAD_CHUNK=chunk(units, 2 * drawn, deter.dtype), EXACT=exact(deter),
-        num_warps=WARPS,
+        deter, deter.stride(0), stoch, stoch.stride(0), weights.scales, *weights.layers, *weights.head,
+        action if noise is None else noise, action, *weights.embed, out, len(deter), weights.eps, *weights.bounds,
+        LAYERS=len(weights.layers[0]), UNITS=units, ACTIONS=actions, FORCED=noise is None, ROWS=ROWS, SIZE=size,
+        DRAWN=drawn, CHUNK=chunk(units, size, deter.dtype), HEAD_CHUNK=chunk(units, 2 * drawn, deter.dtype),
+        EXACT=exact(deter), num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,23 +19,34 @@ COLUMNS = 256
 before them: with 1024 rows there are fewer programs than multiprocessors otherwise."""
 
 
+@dataclass(frozen=True)
+class PriorWeights:
+    """What stays the same from step to step; all but `scales` in the dtype to compute in, contiguous.
+
+    Attributes:
+        scales: (1 + L, H) float32, of the norms of the first layer and of L further ones.
+        layers: weights (L, H, H) and biases (L, H) of the further layers.
+        output: weight (S * K, H) and bias (S * K,) of the logits.
+        unimix: the uniform distribution's share.
+        eps: of all norms.
+    """
+
+    scales: Tensor
+    layers: tuple[Tensor, Tensor]
+    output: tuple[Tensor, Tensor]
+    unimix: float
+    eps: float
+
+
 def prior_sample_reference(
-    x: Tensor,
-    scales: Tensor,
-    layers: tuple[Tensor, Tensor],
-    output: tuple[Tensor, Tensor],
-    uniform: Tensor | None,
-    index: Tensor | None,
-    unimix: float,
-    eps: float,
-    logits: Tensor,
-    out: Tensor,
+    weights: PriorWeights, x: Tensor, uniform: Tensor | None, index: Tensor | None, logits: Tensor, out: Tensor
 ) -> Tensor:
     """What `prior_sample` computes, in plain PyTorch."""
-    hidden = rmsnorm_silu_reference(dense_layers(x, scales, layers, eps, rmsnorm_silu_reference), scales[-1], eps)
-    logits.copy_(F.linear(hidden, *output).view(logits.shape))
+    hidden = dense_layers(x, weights.scales, weights.layers, weights.eps, rmsnorm_silu_reference)
+    hidden = rmsnorm_silu_reference(hidden, weights.scales[-1], weights.eps)
+    logits.copy_(F.linear(hidden, *weights.output).view(logits.shape))
     if uniform is not None:
-        index, onehot = latent_sample_reference(logits, uniform, unimix)
+        index, onehot = latent_sample_reference(logits, uniform, weights.unimix)
         out.copy_(onehot)
         return index
     assert index is not None
@@ -41,63 +54,41 @@ def prior_sample_reference(
 
 
 def prior_sample_launches(
-    x: Tensor,
-    scales: Tensor,
-    layers: tuple[Tensor, Tensor],
-    output: tuple[Tensor, Tensor],
-    uniform: Tensor | None,
-    index: Tensor | None,
-    unimix: float,
-    eps: float,
-    logits: Tensor,
-    out: Tensor,
+    weights: PriorWeights, x: Tensor, uniform: Tensor | None, index: Tensor | None, logits: Tensor, out: Tensor
 ) -> Tensor:
     """`prior_sample` with a launch for each product and each norm, for any width."""
-    hidden = rmsnorm_silu(dense_layers(x, scales, layers, eps, rmsnorm_silu), scales[-1], eps)
-    torch.addmm(output[1], hidden, output[0].t(), out=logits.flatten(1))
+    hidden = dense_layers(x, weights.scales, weights.layers, weights.eps, rmsnorm_silu)
+    hidden, (weight, bias) = rmsnorm_silu(hidden, weights.scales[-1], weights.eps), weights.output
+    torch.addmm(bias, hidden, weight.t(), out=logits.flatten(1))
     if uniform is not None:
-        return latent_sample(logits, uniform, unimix, out)[0]
+        return latent_sample(logits, uniform, weights.unimix, out)[0]
     assert index is not None
     return _take(index, out)
 
 
 def prior_sample(
-    x: Tensor,
-    scales: Tensor,
-    layers: tuple[Tensor, Tensor],
-    output: tuple[Tensor, Tensor],
-    uniform: Tensor | None,
-    index: Tensor | None,
-    unimix: float,
-    eps: float,
-    logits: Tensor,
-    out: Tensor,
+    weights: PriorWeights, x: Tensor, uniform: Tensor | None, index: Tensor | None, logits: Tensor, out: Tensor
 ) -> Tensor:
     """The prior's layers, its logits, and a draw from them as `latent_sample` makes it; or the classes that are given.
 
     One launch where H fits (`dense_rows.fits`), `prior_sample_launches` else. Without gradients.
 
     Args:
+        weights: of all layers.
         x: (N, H), rows may be strided, of any floating dtype: the prior's first layer before its norm.
-        scales: (1 + L, H) float32, of its norm and of those of L further layers.
-        layers: weights (L, H, H) and biases (L, H) of the further layers, in the dtype of x, contiguous.
-        output: weight (S * K, H) and bias (S * K,) of the logits, in the dtype of x, contiguous.
         uniform: (N, S) float32 contiguous in [0, 1), one number for each draw; None takes `index`.
         index: (N, S) int64 contiguous, the classes to take; not read if there is `uniform`.
-        unimix: the uniform distribution's share.
-        eps: of all norms.
         logits: (N, S, K) contiguous, where to write the raw logits.
         out: (N, S, K), whose first axis alone may be strided: where to write the one-hots.
 
     Returns:
         (N, S) int64, the classes drawn or taken.
     """
-    arguments = (x, scales, layers, output, uniform, index, unimix, eps, logits, out)
-    if not runs_triton(x, scales, logits, out):
-        return prior_sample_reference(*arguments)
+    if not runs_triton(x, weights.scales, logits, out):
+        return prior_sample_reference(weights, x, uniform, index, logits, out)
     (rows, latents, classes), units = logits.shape, x.shape[1]
     if not fits(x, units):
-        return prior_sample_launches(*arguments)
+        return prior_sample_launches(weights, x, uniform, index, logits, out)
     width, size = padded(classes), padded(units)
     # At least 16 columns, which a product must have.
     per_program = max(1, ROWS // width, min(COLUMNS // width, padded(latents)))
@@ -106,8 +97,9 @@ def prior_sample(
     assert drawing is not None
     drawn = drawing if uniform is None else torch.empty(rows, latents, dtype=torch.int64, device=x.device)
     _forward[(-(-rows // ROWS), -(-latents // per_program))](
-        x, x.stride(0), scales, *layers, *output, drawing, drawn, logits, out, out.stride(0), rows, eps, unimix,
-        LAYERS=len(layers[0]), UNITS=units, LATENTS=latents, CLASSES=classes, PADDED=width, PER=per_program,
+        x, x.stride(0), weights.scales, *weights.layers, *weights.output, drawing, drawn, logits, out, out.stride(0),
+        rows, weights.eps, weights.unimix,
+        LAYERS=len(weights.layers[0]), UNITS=units, LATENTS=latents, CLASSES=classes, PADDED=width, PER=per_program,
         FORCED=uniform is None, ROWS=ROWS, SIZE=size, CHUNK=chunk(units, size, x.dtype),
         LOGITS_CHUNK=chunk(units, columns, x.dtype), EXACT=exact(x), num_warps=WARPS,
     )  # fmt: skip

@@ -10,24 +10,15 @@ from comparing import Case, compare
 from timing import arguments
 from torch import Tensor
 
-from genreward_fast.kernels.actor_tail import actor_tail, actor_tail_launches, actor_tail_reference
+from genreward_fast.kernels.actor_tail import TailWeights, actor_tail, actor_tail_launches, actor_tail_reference
 
 UNITS, ACTIONS, LAYERS, BOUNDS, EPS = 256, 4, 2, (0.1, 1.0), 1e-4
 
 
 def called(
-    function: Any,
-    deter: Tensor,
-    stoch: Tensor,
-    scales: Tensor,
-    layers: tuple,
-    head: tuple,
-    noise: Tensor,
-    embed: tuple,
-    *to: Tensor,
+    function: Any, weights: TailWeights, deter: Tensor, stoch: Tensor, noise: Tensor, *to: Tensor
 ) -> tuple[Tensor, ...]:
-    action, out = to
-    function(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+    function(weights, deter, stoch, noise, *to)
     return to
 
 
@@ -40,7 +31,7 @@ def cases(rows: int, device: torch.device, dtype: torch.dtype) -> tuple[str, lis
     head, embed = (draw(2 * ACTIONS, UNITS) / 16, draw(2 * ACTIONS)), (draw(UNITS, ACTIONS), draw(UNITS), scales[0])
     noise, action = torch.randn(2, rows, ACTIONS, device=device).unbind()
     deter, stoch, out = draw(rows, 3 * UNITS)[:, UNITS:], draw(rows, 2 * UNITS), draw(rows, 3 * UNITS)
-    given = (deter, stoch, scales, layers, head, noise, embed, action, out)
+    given = (TailWeights(scales, layers, head, embed, BOUNDS, EPS), deter, stoch, noise, action, out)
     size = sum(x.nbytes for x in (deter, stoch, scales, *layers, *head, noise, *embed, action, out))
     variants = {"actor_tail": actor_tail, "one launch a layer": actor_tail_launches}
     reference = partial(called, actor_tail_reference)

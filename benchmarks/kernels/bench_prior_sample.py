@@ -10,16 +10,19 @@ from comparing import Case, compare
 from timing import arguments
 from torch import Tensor
 
-from genreward_fast.kernels.prior_sample import prior_sample, prior_sample_launches, prior_sample_reference
+from genreward_fast.kernels.prior_sample import (
+    PriorWeights,
+    prior_sample,
+    prior_sample_launches,
+    prior_sample_reference,
+)
 
 UNITS, LATENTS, CLASSES, LAYERS, UNIMIX, EPS = 256, 32, 16, 1, 0.01, 1e-4
 
 
-def called(
-    function: Any, x: Tensor, scales: Tensor, layers: tuple, output: tuple, uniform: Tensor, logits: Tensor, out: Tensor
-) -> Tensor:
+def called(function: Any, weights: PriorWeights, x: Tensor, uniform: Tensor, logits: Tensor, out: Tensor) -> Tensor:
     """The logits alone: where they are rounded differently, some draws differ."""
-    function(x, scales, layers, output, uniform, None, UNIMIX, EPS, logits, out)
+    function(weights, x, uniform, None, logits, out)
     return logits
 
 
@@ -32,7 +35,7 @@ def cases(rows: int, device: torch.device, dtype: torch.dtype) -> tuple[str, lis
     output = draw(LATENTS * CLASSES, UNITS) / 16, draw(LATENTS * CLASSES)
     uniform = torch.rand(rows, LATENTS, device=device)
     x, logits, out = draw(rows, UNITS), *draw(2, rows, LATENTS, CLASSES).unbind()
-    given = (x, scales, layers, output, uniform, logits, out)
+    given = (PriorWeights(scales, layers, output, UNIMIX, EPS), x, uniform, logits, out)
     size = sum(x.nbytes for x in (x, scales, *layers, *output, uniform, logits, out)) + 8 * uniform.numel()
     variants = {"prior_sample": prior_sample, "one launch a layer": prior_sample_launches}
     reference = partial(called, prior_sample_reference)

@@ -13,9 +13,9 @@ from genreward_fast.agent.heads import Actor
 from genreward_fast.agent.nets import NORM_EPS, Dense
 from genreward_fast.agent.rssm import RSSM, Imagined, State
 from genreward_fast.agent.sampling import Sampler
-from genreward_fast.kernels.actor_tail import actor_tail
+from genreward_fast.kernels.actor_tail import TailWeights, actor_tail
 from genreward_fast.kernels.gru_gates import gru_gates
-from genreward_fast.kernels.prior_sample import prior_sample
+from genreward_fast.kernels.prior_sample import PriorWeights, prior_sample
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu_forward
 
 
@@ -32,8 +32,22 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     steps, count, dtype = len(dreamed) - 1, dreamed.shape[1], dreamed.dtype
     size, hidden, blocks, latents = rssm.deter, rssm.hidden_size, rssm.blocks, rssm.stoch
     layers, prior = ([cast(Dense, dense) for dense in mlp] for mlp in (actor.mlp, rssm.prior_mlp))
-    scales, prior_scales = _scales([rssm.deter_in, rssm.stoch_in, *layers]), _scales(prior)
-    further, prior_further = _stacked(layers[1:], dtype), _stacked(prior[1:], dtype)
+    head_weight, _, head_bias = actor.joined()
+    policy = TailWeights(
+        scales=_scales([rssm.deter_in, rssm.stoch_in, *layers]),
+        layers=_stacked(layers[1:], dtype),
+        head=(head_weight, head_bias),
+        embed=(*_casts(rssm.action_in, dtype), rssm.action_in.norm.scale),
+        bounds=(actor.min_std, actor.max_std),
+        eps=NORM_EPS,
+    )
+    next_latents = PriorWeights(
+        scales=_scales(prior),
+        layers=_stacked(prior[1:], dtype),
+        output=(rssm.prior_logit.cast("weight", dtype), rssm.prior_logit.cast("bias", dtype)),
+        unimix=rssm.unimix,
+        eps=NORM_EPS,
+    )
     # One product for what reads the deter: the prior of a step, embedding and policy of the next. Another for what
     # reads the latents. The policy's first layer is the sum of its shares in both.
     to_prior, prior_bias = _casts(prior[0], dtype)
@@ -48,14 +62,11 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
     shared = to_hidden[:, piece:].transpose(0, 1).reshape(-1, size)
     hidden_bias, to_gates = rssm.hidden.cast("bias", dtype), rssm.gates.cast("weight", dtype)
     gates_bias = rssm.gates.cast("bias", dtype)
-    embed = *_casts(rssm.action_in, dtype), rssm.action_in.norm.scale
-    head_weight, _, head_bias = actor.joined()
-    to_logits = rssm.prior_logit.cast("weight", dtype), rssm.prior_logit.cast("bias", dtype)
-    shape = (count, steps, embed[0].shape[1])
+    shape = (count, steps, policy.embed[0].shape[1])
     uniform, index = map(_time_first, sampler.sequence("prior", (count, steps, latents), dreamed.device))
     noise, forced = map(_time_first, sampler.noise(shape, dreamed.device))
 
-    actions = dreamed.new_empty(steps, count, embed[0].shape[1], dtype=torch.float32) if forced is None else forced
+    actions = dreamed.new_empty(steps, count, shape[2], dtype=torch.float32) if forced is None else forced
     logits = dreamed.new_empty(steps, count, latents, rssm.classes)
     from_deter, embedded = dreamed.new_empty(2, count, 3 * hidden).unbind()
     from_stoch = dreamed.new_empty(count, 2 * hidden)
@@ -67,17 +78,7 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
         deter, after = dreamed[t, :, :size], dreamed[t + 1, :, :size]
         torch.addmm(of_stoch_bias, dreamed[t, :, size:], of_stoch, out=from_stoch)
         actor_tail(
-            from_deter[:, hidden:],
-            from_stoch,
-            scales,
-            further,
-            (head_weight, head_bias),
-            None if noise is None else noise[t],
-            actions[t],
-            (actor.min_std, actor.max_std),
-            embed,
-            NORM_EPS,
-            embedded,
+            policy, from_deter[:, hidden:], from_stoch, None if noise is None else noise[t], actions[t], embedded
         )
         torch.addmm(hidden_bias, embedded, shared, out=before)
         by_block(before, blocks).baddbmm_(by_block(deter, blocks), own)
@@ -85,19 +86,15 @@ def imagine(rssm: RSSM, actor: Actor, dreamed: Tensor, sampler: Sampler) -> Imag
         torch.bmm(by_block(active, blocks), to_gates, out=by_block(gates, blocks))
         gru_gates(gates, gates_bias, deter, blocks, after)
         torch.addmm(of_deter_bias, after, of_deter, out=from_deter)
-        found = prior_sample(
+        classes = prior_sample(
+            next_latents,
             from_deter[:, :hidden],
-            prior_scales,
-            prior_further,
-            to_logits,
             None if uniform is None else uniform[t],
             None if index is None else index[t],
-            rssm.unimix,
-            NORM_EPS,
             logits[t],
             dreamed[t + 1, :, size:].unflatten(1, (latents, -1)),
         )
-        drawn.append(found)
+        drawn.append(classes)
     if uniform is not None:
         sampler.drew("prior", torch.stack(drawn, 1))
     if noise is not None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from genreward_fast.kernels import actor_tail as module
-from genreward_fast.kernels.actor_tail import actor_tail
+from genreward_fast.kernels.actor_tail import TailWeights, actor_tail
 from genreward_fast.kernels.triton_support import INTERPRETED
 
 BOUNDS, EPS = (0.1, 1.0), 1e-4
@@ -29,13 +29,15 @@ def inputs(rows, units, actions, layers, generator, dtype, device="cpu"):
     embed = draw(units, actions), draw(units), draw(units, scale=0.2, dtype=torch.float32) + 1
     # Rows are strided.
     deter, stoch = draw(rows, 4 * units)[:, units : 3 * units], draw(rows, 2 * units + 8)[:, 8:]
-    return deter, stoch, scales, further, head, draw(rows, actions, scale=1.5, dtype=torch.float32), embed
+    weights = TailWeights(scales, further, head, embed, BOUNDS, EPS)
+    return weights, deter, stoch, draw(rows, actions, scale=1.5, dtype=torch.float32)
 
 
-def exact(deter, stoch, scales, layers, head, noise, action, embed):
+def exact(weights, deter, stoch, noise, action):
     """Action and all three embeddings in float64; the action that is given, if there is no noise."""
-    deter, stoch, scales, action = (value.cpu().double() for value in (deter, stoch, scales, action))
-    layers, head, embed = ([value.cpu().double() for value in values] for values in (layers, head, embed))
+    deter, stoch, scales, action = (value.cpu().double() for value in (deter, stoch, weights.scales, action))
+    groups = weights.layers, weights.head, weights.embed
+    layers, head, embed = ([value.cpu().double() for value in values] for values in groups)
 
     def normed(x, scale):
         return F.silu(F.rms_norm(x, scale.shape, scale, EPS))
@@ -53,13 +55,13 @@ def exact(deter, stoch, scales, layers, head, noise, action, embed):
 
 
 def check(shape, dtype, forced, device, generator, relative_rms):
-    deter, stoch, scales, layers, head, drawn, embed = inputs(*shape, generator, dtype, device)
+    weights, deter, stoch, drawn = inputs(*shape, generator, dtype, device)
     noise = None if forced else drawn
     action = drawn.clone() if forced else torch.full_like(drawn, float("nan"))
     # One row more, which is not to be written.
     out = torch.full((shape[0] + 1, 3 * shape[1]), float("nan"), dtype=dtype, device=device)
-    actor_tail(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out[:-1])
-    expected_action, expected = exact(deter, stoch, scales, layers, head, noise, drawn, embed)
+    actor_tail(weights, deter, stoch, noise, action, out[:-1])
+    expected_action, expected = exact(weights, deter, stoch, noise, drawn)
     assert relative_rms(action.cpu(), expected_action) < LIMITS[dtype]
     for name, a, b in zip(("first", "second", "action's"), out[:-1].cpu().chunk(3, 1), expected.chunk(3, 1)):
         assert relative_rms(a, b) < LIMITS[dtype], name
@@ -87,25 +89,21 @@ def test_on_triton_agrees_with_float64(
 
 
 def test_on_triton_is_what_a_launch_for_each_layer_gives(triton_device, fresh_generator, relative_rms):
-    deter, stoch, scales, layers, head, noise, embed = inputs(
-        17, 32, 3, 2, fresh_generator, torch.float32, triton_device
-    )
+    weights, deter, stoch, noise = inputs(17, 32, 3, 2, fresh_generator, torch.float32, triton_device)
     results = []
     for function in (actor_tail, module.actor_tail_launches, actor_tail):
         action, out = torch.full_like(noise, float("nan")), torch.full((17, 96), float("nan"), device=triton_device)
-        function(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+        function(weights, deter, stoch, noise, action, out)
         results.append(torch.cat([action, out], 1).cpu())
     assert relative_rms(results[0], results[1]) < 1e-5
     assert torch.equal(results[0], results[2])
 
 
 def test_on_triton_nan_stays_in_its_row_and_part(triton_device, fresh_generator):
-    deter, stoch, scales, layers, head, noise, embed = inputs(
-        18, 32, 3, 2, fresh_generator, torch.float32, triton_device
-    )
+    weights, deter, stoch, noise = inputs(18, 32, 3, 2, fresh_generator, torch.float32, triton_device)
     deter[4, 3] = stoch[5, 31] = deter[17, 32] = stoch[3, 63] = float("nan")
     action, out = torch.zeros_like(noise), torch.zeros(18, 96, device=triton_device)
-    actor_tail(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
+    actor_tail(weights, deter, stoch, noise, action, out)
     bad = out.isnan().cpu()
     assert bad[4, :32].all()
     assert bad[5, 32:64].all()
@@ -133,12 +131,11 @@ def test_in_the_interpreter(run_interpreted):
 )
 def test_compiles_for_every_chip(capability, size, actions, dtype, compile_launches):
     with torch.device("meta"):
-        deter, stoch, *others, noise, embed = inputs(16, UNITS[size], actions, 2, None, dtype, "meta")
-        scales, layers, head = others
+        weights, deter, stoch, noise = inputs(16, UNITS[size], actions, 2, None, dtype, "meta")
         action, out = torch.empty_like(noise), torch.empty(16, 3 * UNITS[size], dtype=dtype)
 
     def call():
-        actor_tail(deter, stoch, scales, layers, head, noise, action, BOUNDS, embed, EPS, out)
-        actor_tail(deter, stoch, scales, layers, head, None, action, BOUNDS, embed, EPS, out)
+        actor_tail(weights, deter, stoch, noise, action, out)
+        actor_tail(weights, deter, stoch, None, action, out)
 
     assert compile_launches(call, [module], capability) == ["_forward"]

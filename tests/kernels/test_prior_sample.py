@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from genreward_fast.kernels import prior_sample as module
 from genreward_fast.kernels.latent_sample import latent_sample
-from genreward_fast.kernels.prior_sample import prior_sample
+from genreward_fast.kernels.prior_sample import PriorWeights, prior_sample
 from genreward_fast.kernels.triton_support import INTERPRETED
 
 UNIMIX, EPS = 0.01, 1e-4
@@ -21,7 +21,7 @@ DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 
 
 def inputs(rows, units, latents, classes, layers, generator, dtype, device="cpu"):
-    """The arguments up to the output layer."""
+    """The weights, and x."""
 
     def draw(*shape, scale=1.0, dtype=dtype):
         return (scale * torch.randn(*shape, generator=generator)).to(dtype).to(device)
@@ -29,19 +29,15 @@ def inputs(rows, units, latents, classes, layers, generator, dtype, device="cpu"
     flat = latents * classes
     scales = draw(1 + layers, units, scale=0.2, dtype=torch.float32) + 1
     further = draw(layers, units, units, scale=2 * units**-0.5), draw(layers, units, scale=0.3)
-    # Rows are strided.
-    return (
-        draw(rows, 3 * units)[:, :units],
-        scales,
-        further,
-        (draw(flat, units, scale=4 * units**-0.5), draw(flat, scale=0.5)),
-    )
+    x = draw(rows, 3 * units)[:, :units]  # rows are strided
+    output = draw(flat, units, scale=4 * units**-0.5), draw(flat, scale=0.5)
+    return PriorWeights(scales, further, output, UNIMIX, EPS), x
 
 
-def exact_logits(x, scales, layers, output):
+def exact_logits(weights, x):
     """In float64, (N, S * K)."""
-    x, scales = x.cpu().double(), scales.cpu().double()
-    layers, output = ([value.cpu().double() for value in values] for values in (layers, output))
+    x, scales = x.cpu().double(), weights.scales.cpu().double()
+    layers, output = ([value.cpu().double() for value in values] for values in (weights.layers, weights.output))
     for scale, weight, bias in zip(scales, [*layers[0], output[0]], [*layers[1], output[1]]):
         x = F.linear(F.silu(F.rms_norm(x, scale.shape, scale, EPS)), weight, bias)
     return x
@@ -57,11 +53,11 @@ def intervals(logits):
 def run(given, shape, uniform, index, function=prior_sample):
     """Logits, one-hots and classes; what is not to be written is NaN, and stays so."""
     rows, _, latents, classes, _ = shape
-    x, flat = given[0], latents * classes
+    x, flat = given[1], latents * classes
     logits = torch.full((rows + 1, latents, classes), float("nan"), dtype=x.dtype, device=x.device)
     buffer = torch.full((rows, flat + 6), float("nan"), dtype=x.dtype, device=x.device)
     out = buffer[:, 4:-2].unflatten(1, (latents, classes))
-    drawn = function(*given, uniform, index, UNIMIX, EPS, logits[:-1], out)
+    drawn = function(*given, uniform, index, logits[:-1], out)
     assert logits[-1].isnan().all()
     assert buffer[:, :4].isnan().all()
     assert buffer[:, -2:].isnan().all()
@@ -129,7 +125,7 @@ def test_on_triton_is_what_a_launch_for_each_layer_gives(triton_device, fresh_ge
 def test_on_triton_nan_stays_in_its_row(triton_device, fresh_generator):
     shape = (18, 32, 4, 4, 1)
     given = inputs(*shape, fresh_generator, torch.float32, triton_device)
-    given[0][16, 3] = float("nan")
+    given[1][16, 3] = float("nan")
     uniform = torch.rand(18, 4, generator=fresh_generator).to(triton_device)
     bad = run(given, shape, uniform, None)[0].isnan().cpu()
     assert bad[16].all()
@@ -160,7 +156,7 @@ def test_compiles_for_every_chip(capability, size, dtype, compile_launches):
         index = torch.empty(16, latents, dtype=torch.int64)
 
     def call():
-        prior_sample(*given, uniform, None, UNIMIX, EPS, logits, logits)
-        prior_sample(*given, None, index, UNIMIX, EPS, logits, logits)
+        prior_sample(*given, uniform, None, logits, logits)
+        prior_sample(*given, None, index, logits, logits)
 
     assert compile_launches(call, [module], capability) == ["_forward"]

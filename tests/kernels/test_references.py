@@ -89,15 +89,15 @@ def one_action():
 def one_tail():
     action, out = draw(3, 2), draw(3, 12)
     layers, head, embed = (draw(2, 4, 4), draw(2, 4)), (draw(4, 4), draw(4)), (draw(4, 2), draw(4), draw(4))
-    joint, bounds = (draw(3, 8), draw(3, 8)), (0.1, 1.0)
-    actor_tail.actor_tail_reference(*joint, draw(5, 4), layers, head, draw(3, 2), action, bounds, embed, EPS, out)
+    weights = actor_tail.TailWeights(draw(5, 4), layers, head, embed, (0.1, 1.0), EPS)
+    actor_tail.actor_tail_reference(weights, draw(3, 8), draw(3, 8), draw(3, 2), action, out)
     return action, out
 
 
 def one_prior():
     layers, output, logits, out = (draw(1, 4, 4), draw(1, 4)), (draw(6, 4), draw(6)), draw(3, 2, 3), draw(3, 2, 3)
-    uniform = draw(3, 2, low=0.0)
-    prior_sample.prior_sample_reference(draw(3, 4), draw(2, 4), layers, output, uniform, None, 0.01, EPS, logits, out)
+    weights = prior_sample.PriorWeights(draw(2, 4), layers, output, 0.01, EPS)
+    prior_sample.prior_sample_reference(weights, draw(3, 4), draw(3, 2, low=0.0), None, logits, out)
     return logits, out
 
 
