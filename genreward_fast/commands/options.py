@@ -1,11 +1,15 @@
-"""Help texts with the options in sections."""
+"""What the commands share: types and texts of options, and help texts with the options in sections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+FOLDER = click.Path(path_type=Path)
+DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,0 +1,61 @@
+"""`genreward bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, section
+
+
+@click.command(cls=SectionedCommand)
+@click.option(
+    "--what",
+    type=click.Choice(["agent", "fb", "cosine", "env", "all"]),
+    default="agent",
+    show_default=True,
+    help="The agent's updates; the kernels of the reward; environments.",
+)
+@click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@click.option("--seconds", type=float, help="Of measuring, per number.  [default: each benchmark's own]")
+@click.option("--json", type=FOLDER, help="Write the numbers to this file (with --what all: to files in this folder).")
+@section("The agent")
+@click.option("--size", "sizes", multiple=True, default=("12M",), show_default=True, help="May be given several times.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="What ours computes in.",
+)
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Sequences in an update.")
+@click.option("--batch-length", type=int, default=64, show_default=True, help="Rows in each of them.")
+@click.option("--imagination", type=int, default=15, show_default=True, help="Steps imagined from every row.")
+@click.option("--envs", type=int, default=16, show_default=True, help="Environments, for steps per second.")
+@click.option("--train-ratio", type=float, default=512, show_default=True, help="Rows replayed per step.")
+@click.option("--skip-plain", is_flag=True, help="Ours with CUDA graphs only.")
+@click.option("--skip-cold-start", is_flag=True, help="Keep the compilers' caches, and start once.")
+@click.option("--skip-environments", is_flag=True, help="No steps per second with the real environment.")
+@section("Other agents, in the same comparison")
+@click.option("--r2dreamer", type=FOLDER, help="A checkout of github.com/NM512/r2dreamer.")
+@click.option("--dreamerv3-torch", type=FOLDER, help="A checkout of github.com/NM512/dreamerv3-torch.")
+@click.option(
+    "--torchrl", is_flag=False, flag_value="", default=None, help="The installed TorchRL, or a checkout of it."
+)
+@click.option(
+    "--compile-minutes",
+    type=float,
+    default=10,
+    show_default=True,
+    help="For another agent's torch.compile; then it runs eagerly.",
+)
+def bench(**options: Any) -> int:  # fmt: skip
+    """Measure speed on this machine, beside the hardware's limit and beside other implementations.
+
+    Under torchrun the agent's updates are timed in all processes together (data parallelism).
+    """
+    from genreward_fast.bench.run import run_benchmarks
+
+    run_benchmarks(**options)
+    return 0
