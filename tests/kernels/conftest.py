@@ -72,10 +72,15 @@ def compile_for():
     return compile_kernel
 
 
-def relative_rms(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the error, relative to that of the expected values."""
-    value, expected = value.double(), expected.double()
-    return ((value - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
+def relative_rms(value: torch.Tensor, expected: torch.Tensor, of: torch.Tensor | float = 0.0) -> float:
+    """Root mean square of the error, relative to that of the expected values.
+
+    A single value may be a small difference of larger ones, whose rounding it shows: `of` is their size (or they), and
+    the error is then relative to that where it is more.
+    """
+    value, expected, of = (torch.as_tensor(x).cpu().double() for x in (value, expected, of))
+    scale = torch.maximum(expected.square().mean().sqrt(), of.square().mean().sqrt())
+    return ((value - expected).square().mean().sqrt() / scale).item()
 
 
 @pytest.fixture(name="relative_rms")

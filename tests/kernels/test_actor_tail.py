@@ -10,7 +10,7 @@ from genreward_fast.kernels.triton_support import INTERPRETED
 
 BOUNDS, EPS = (0.1, 1.0), 1e-4
 # Rows, units, actions, further layers.
-SHAPES = [(1, 16, 1, 0), (5, 48, 4, 1), (17, 32, 3, 2), (33, 64, 17, 3), (3, 256, 6, 2)]
+SHAPES = [(1, 16, 7, 0), (9, 48, 1, 1), (17, 32, 3, 2), (33, 64, 17, 3), (3, 256, 6, 2)]
 # One launch does not fit these.
 OTHERS = [(5, 24, 4, 2), (3, 528, 2, 1), (2, 256, 33, 0)]
 UNITS = {"tiny": 64, "12M": 256, "25M": 384, "50M": 512}
@@ -62,7 +62,8 @@ def check(shape, dtype, forced, device, generator, relative_rms):
     out = torch.full((shape[0] + 1, 3 * shape[1]), float("nan"), dtype=dtype, device=device)
     actor_tail(weights, deter, stoch, noise, action, out[:-1])
     expected_action, expected = exact(weights, deter, stoch, noise, drawn)
-    assert relative_rms(action.cpu(), expected_action) < LIMITS[dtype]
+    # An action is the sum of two numbers of about 1, which may cancel.
+    assert relative_rms(action, expected_action, of=1.0) < LIMITS[dtype]
     for name, a, b in zip(("first", "second", "action's"), out[:-1].cpu().chunk(3, 1), expected.chunk(3, 1)):
         assert relative_rms(a, b) < LIMITS[dtype], name
     assert not forced or torch.equal(action, drawn)
