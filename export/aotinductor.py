@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genreward_fast.errors import UserError
 from genreward_fast.export.engine import CheckedEngine, Engine, Manifest
 from genreward_fast.export.program import export_program
 
@@ -26,6 +27,12 @@ class AOTInductorBackend:
     name = "aotinductor"
     suffix = ".pt2"
     has_host_code = True
+
+    def targeting(self, compute_capability: str) -> AOTInductorBackend:
+        raise UserError(
+            f"aotinductor compiles for the device of the inputs, which is not {compute_capability}; build on that GPU, "
+            "or use tensorrt-rtx"
+        )
 
     def version(self) -> str:
         return torch.__version__

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import errno
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,17 +15,25 @@ from torch import Tensor
 
 from genreward_fast.errors import UserError
 from genreward_fast.export.aotinductor import AOTInductorBackend
+from genreward_fast.export.build_lock import only_builder
 from genreward_fast.export.engine import Backend, Engine, Manifest, TensorSpec
 from genreward_fast.export.engine_file import file_sha256, payload_file, read_manifest, write_engine_file
-from genreward_fast.export.machine import compute_capability, cpu_features, gpu_record, parse_device
+from genreward_fast.export.fidelity import Case, bar, batches, relative_rms_error
+from genreward_fast.export.machine import compute_capability as capability_of
+from genreward_fast.export.machine import cpu_features, gpu_record, parse_device
 from genreward_fast.export.onnx_backend import OnnxRuntimeBackend
+from genreward_fast.export.onnx_fidelity import onnx_error
+from genreward_fast.export.onnx_graph import onnx_sha256
+from genreward_fast.export.tensorrt_backend import TensorRTBackend
 from genreward_fast.export.weights import weights_sha256
 
-BACKENDS: dict[str, Backend] = {entry.name: entry for entry in (AOTInductorBackend(), OnnxRuntimeBackend())}
-
-# Relative RMS error above which an engine is not written.
-FLOAT32_BAR = 1e-4
-HALF_BAR = 1e-2
+_ALL: tuple[Backend, ...] = (
+    AOTInductorBackend(),
+    OnnxRuntimeBackend(),
+    TensorRTBackend("tensorrt", "tensorrt"),
+    TensorRTBackend("tensorrt-rtx", "tensorrt_rtx"),
+)
+BACKENDS: dict[str, Backend] = {entry.name: entry for entry in _ALL}
 
 
 def backend(name: str) -> Backend:
@@ -53,8 +62,11 @@ def build_engine(
     backend: str,
     dynamic_batch: bool = True,
     max_batch: int = 1024,
+    compute_capability: str | None = None,
 ) -> Manifest:
     """Builds an engine for the device that `inputs` lie on, compares it with the module, and writes it to `path`.
+
+    If another process is building `path`, waits for it, and takes its engine if that is the one asked for.
 
     Args:
         module: in evaluation mode; takes tensors, returns one tensor.
@@ -63,59 +75,111 @@ def build_engine(
         path: the engine's file; an older one is replaced only by a whole new one.
         dynamic_batch: axis 0 of every input and of the output is a batch of any size up to `max_batch`.
         max_batch: as small as it may be: where a tensor could pass 2^31 elements, kernels use slower 64-bit indices.
+        compute_capability: of a GPU that need not be in the machine, "sm_89"; None for the inputs' device. Where it is
+            another one, the engine cannot run here: its ONNX graph is compared with the module instead.
 
     Returns:
-        The manifest, with `fidelity` the largest relative RMS error over the batch sizes tried.
+        The manifest, with `fidelity` (or `onnx_fidelity`) the largest relative RMS error over the batch sizes tried.
 
     Raises:
-        UserError: the backend is unknown or unavailable, the module or the inputs do not fit the above, the library
-            cannot build it, or the error is above 1e-4 (1e-2 where the module or its inputs hold half precision).
+        UserError: the backend is unknown or unavailable or cannot build for that GPU, the module or the inputs do not
+            fit the above, the library cannot build it, the disk is full, or the error is above 1e-4 (1e-2 where the
+            module or its inputs hold half precision).
     """
     chosen = _backend(backend)
     if reason := chosen.why_unavailable():
         raise UserError(f"engine backend {backend}: {reason}")
-    title = type(module).__name__
     inputs = _checked_inputs(module, inputs, dynamic_batch, max_batch)
     device = parse_device(inputs[0].device)
-    dynamic = dynamic_batch and max_batch > 1
-    with _user_errors(f"{title} on the example inputs"), torch.no_grad():
-        cases = [(case, module(*case)) for case in _cases(inputs, dynamic, max_batch)]
-    for case, output in cases:
-        if not isinstance(output, Tensor):
-            raise UserError(f"{title} returns a {type(output).__name__}; an engine returns one tensor: wrap the module")
-        if dynamic and (output.dim() == 0 or output.shape[0] != case[0].shape[0]):
-            raise UserError(f"axis 0 of the output of {title} is not the batch; build with dynamic_batch=False")
+    here = capability_of(device)
+    target = compute_capability or here
+    if target != here:
+        if re.fullmatch(r"sm_\d+", target) is None:
+            raise UserError(f"{target}: not a compute capability; name one as sm_89, which stands for 8.9")
+        chosen = chosen.targeting(target)
+    axis = 0 if dynamic_batch and max_batch > 1 else None
+    cases = _cases(module, inputs, None if axis is None else max_batch)
+    wanted = Manifest(
+        backend=chosen.name,
+        backend_version=chosen.version(),
+        weights_sha256=weights_sha256(module),
+        payload_sha256="",
+        compute_capability=target,
+        cpu_features=cpu_features() if chosen.has_host_code else (),
+        inputs=tuple(TensorSpec.of(tensor, axis) for tensor in inputs),
+        output=TensorSpec.of(cases[0][1], axis),
+        max_batch=None if axis is None else max_batch,
+        fidelity=None,
+        onnx_sha256=None,
+        onnx_fidelity=None,
+        torch_version=torch.__version__,
+        **gpu_record(device),
+    )
+    path = Path(path)
+    with _user_errors(f"{path}: cannot be built"), only_builder(path) as waited:
+        built = _same_engine(path, wanted) if waited else None
+        return built or _build(module, cases, path, chosen, wanted, device, target == here)
+
+
+def _build(
+    module: torch.nn.Module,
+    cases: list[Case],
+    path: Path,
+    chosen: Backend,
+    wanted: Manifest,
+    device: torch.device,
+    runs_here: bool,
+) -> Manifest:
+    """Builds, compares and writes what `wanted` describes; gives it completed."""
+    title, name = type(module).__name__, chosen.name
     with tempfile.TemporaryDirectory(prefix="genreward-build-") as folder:
         payload = Path(folder) / f"payload{chosen.suffix}"
-        with _user_errors(f"{title} cannot be built with {backend}"):
-            chosen.build(module, inputs, payload, dynamic, max_batch)
-        axis = 0 if dynamic else None
-        manifest = Manifest(
-            backend=chosen.name,
-            backend_version=chosen.version(),
-            weights_sha256=weights_sha256(module),
-            payload_sha256=file_sha256(payload),
-            compute_capability=compute_capability(device),
-            cpu_features=cpu_features() if chosen.has_host_code else (),
-            inputs=tuple(TensorSpec.of(tensor, axis) for tensor in inputs),
-            output=TensorSpec.of(cases[0][1], axis),
-            max_batch=max_batch if dynamic else None,
-            fidelity=math.nan,
-            torch_version=torch.__version__,
-            **gpu_record(device),
-        )
-        with _user_errors(f"{title} as a {backend} engine"):
-            engine = chosen.load(payload, manifest, device)
-            fidelity = max(relative_rms_error(engine(*case), output) for case, output in cases)
-        bar = _bar(module, cases)
-        if not fidelity <= bar:
+        with _user_errors(f"{title} cannot be built with {name}"):
+            chosen.build(module, cases[0][0], payload, wanted.max_batch is not None, wanted.max_batch or 1)
+        manifest = replace(wanted, payload_sha256=file_sha256(payload))
+        graph = payload.with_suffix(".onnx")
+        if graph.exists():
+            manifest = replace(manifest, onnx_sha256=onnx_sha256(graph))
+        with _user_errors(f"{title} as a {name} engine"):
+            if runs_here:
+                engine = chosen.load(payload, manifest, device)
+                error = max(relative_rms_error(engine(*batch), output) for batch, output in cases)
+                manifest = replace(manifest, fidelity=error)
+            else:
+                error = onnx_error(graph, module, cases)
+                manifest = replace(manifest, onnx_fidelity=error)
+        most = bar(module, cases)
+        if not error <= most:
+            what = f"as a {name} engine" if runs_here else "as an ONNX graph"
             raise UserError(
-                f"{path}: not written: as a {backend} engine {title} has a relative RMS error of {fidelity:.2e}, above "
-                f"{bar:.0e}; use another backend or precision"
+                f"{path}: not written: {what} {title} has a relative RMS error of {error:.2e}, above {most:.0e}; use "
+                "another backend or precision"
             )
-        manifest = replace(manifest, fidelity=fidelity)
         write_engine_file(path, manifest, payload)
     return manifest
+
+
+def _cases(module: torch.nn.Module, inputs: tuple[Tensor, ...], max_batch: int | None) -> list[Case]:
+    """What the engine is compared on, the example first. `max_batch`: None for a fixed batch."""
+    title = type(module).__name__
+    with _user_errors(f"{title} on the example inputs"), torch.no_grad():
+        cases = [(batch, module(*batch)) for batch in batches(inputs, max_batch is not None, max_batch or 1)]
+    for batch, output in cases:
+        if not isinstance(output, Tensor):
+            raise UserError(f"{title} returns a {type(output).__name__}; an engine returns one tensor: wrap the module")
+        if max_batch is not None and (output.dim() == 0 or output.shape[0] != batch[0].shape[0]):
+            raise UserError(f"axis 0 of the output of {title} is not the batch; build with dynamic_batch=False")
+    return cases
+
+
+def _same_engine(path: Path, wanted: Manifest) -> Manifest | None:
+    """The manifest of the engine at `path`, if that is what `wanted` describes."""
+    try:
+        found = read_manifest(path)
+    except UserError:
+        return None
+    measured = ("payload_sha256", "fidelity", "onnx_sha256", "onnx_fidelity", "gpu_name", "driver", "cuda")
+    return found if replace(wanted, **{name: getattr(found, name) for name in measured}) == found else None
 
 
 def load_engine(path: str | Path, device: str | torch.device, weights_sha256: str | None = None) -> Engine:
@@ -142,22 +206,10 @@ def load_engine(path: str | Path, device: str | torch.device, weights_sha256: st
             return chosen.load(payload, manifest, place)
 
 
-def relative_rms_error(value: Tensor, reference: Tensor) -> float:
-    """RMS(value - reference) / RMS(reference), in float64; infinite where the shapes differ or anything is NaN."""
-    if value.shape != reference.shape:
-        return math.inf
-    wanted = reference.double()
-    error = (value.double() - wanted).square().mean().sqrt().item()
-    if error == 0:
-        return 0.0
-    ratio = error / max(wanted.square().mean().sqrt().item(), 1e-300)
-    return math.inf if math.isnan(ratio) else ratio
-
-
 def _why_refused(manifest: Manifest, chosen: Backend, device: torch.device, weights: str | None) -> str | None:
     if weights is not None and weights != manifest.weights_sha256:
         return f"built from other weights (sha256 {manifest.weights_sha256[:12]}…, not {weights[:12]}…)"
-    here = compute_capability(device)
+    here = capability_of(device)
     if here != manifest.compute_capability:
         return f"built for compute capability {manifest.compute_capability}, and {device} is {here}"
     if chosen.version() != manifest.backend_version:
@@ -187,22 +239,6 @@ def _checked_inputs(
     return tuple(tensor.detach().contiguous() for tensor in inputs)
 
 
-def _cases(inputs: tuple[Tensor, ...], dynamic: bool, max_batch: int) -> Iterator[tuple[Tensor, ...]]:
-    """The example; for a dynamic batch also one row of it, and one row more than it."""
-    yield inputs
-    if dynamic:
-        batch = inputs[0].shape[0]
-        if batch > 1:
-            yield tuple(tensor[:1] for tensor in inputs)
-        if batch < max_batch:
-            yield tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs)
-
-
-def _bar(module: torch.nn.Module, cases: list[tuple[tuple[Tensor, ...], Tensor]]) -> float:
-    tensors = [*module.parameters(), *module.buffers(), *(t for case, output in cases for t in (*case, output))]
-    return HALF_BAR if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors) else FLOAT32_BAR
-
-
 @contextlib.contextmanager
 def _user_errors(title: str) -> Iterator[None]:
     """Compilers and runtimes raise anything; a user sees the first line of it. The whole error stays its cause."""
@@ -212,4 +248,6 @@ def _user_errors(title: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            reason += f"; make room there, or where temporary files go ({tempfile.gettempdir()}, or set TMPDIR)"
         raise UserError(f"{title}: {reason}") from error

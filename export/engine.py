@@ -71,7 +71,10 @@ class Manifest:
         inputs, output: shapes and dtypes.
         max_batch: the largest size of the dynamic axis; None if the batch is fixed.
         fidelity: relative RMS error of its output against the module's, measured when built (the largest over the
-            batch sizes tried).
+            batch sizes tried); None if it was built for a GPU that was not there, so that it could not run.
+        onnx_sha256: of the ONNX graph that it was built from, in hexadecimal; None if there was none.
+        onnx_fidelity: where `fidelity` could not be measured, the error of the ONNX graph, run on the CPU in float32;
+            else None.
         torch_version, gpu_name, driver, cuda: where it was built; recorded, not compared. None without a GPU.
     """
 
@@ -84,11 +87,13 @@ class Manifest:
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     max_batch: int | None
-    fidelity: float
+    fidelity: float | None
     torch_version: str
     gpu_name: str | None
     driver: str | None
     cuda: str | None
+    onnx_sha256: str | None = None
+    onnx_fidelity: float | None = None
 
 
 @runtime_checkable
@@ -117,6 +122,10 @@ class Backend(Protocol):
     suffix: str
     has_host_code: bool
 
+    def targeting(self, compute_capability: str) -> Backend:
+        """This backend, building for a GPU that is not in the machine ("sm_89"). UserError if it cannot."""
+        ...
+
     def version(self) -> str:
         """Version of the library that runs a payload. UserError if that is not installed."""
         ...
@@ -133,7 +142,10 @@ class Backend(Protocol):
         dynamic_batch: bool = True,
         max_batch: int = 1024,
     ) -> None:
-        """Writes the payload to `path`. Raises UserError, or whatever the library raises."""
+        """Writes the payload to `path`. Raises UserError, or whatever the library raises.
+
+        A backend that goes through ONNX leaves the graph at `path` with the suffix .onnx.
+        """
         ...
 
     def load(self, path: Path, manifest: Manifest, device: torch.device) -> Engine:

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from genreward_fast.errors import UserError
 from genreward_fast.export.engine import CheckedEngine, Engine, Manifest
-from genreward_fast.export.program import export_program
+from genreward_fast.export.onnx_graph import weights_file, write_onnx
 
-# The first opset with GroupNormalization over any dtype.
-_OPSET = 21
 _INSTALL = "pip install 'genreward-fast[onnxruntime]' (or pip install onnx onnxscript onnxruntime)"
 # onnx.TensorProto's numbers, written out because running an engine needs onnxruntime alone.
 _ELEMENT_TYPES = {
@@ -36,6 +34,10 @@ class OnnxRuntimeBackend:
     suffix = ".onnx"
     has_host_code = False
 
+    def targeting(self, compute_capability: str) -> OnnxRuntimeBackend:
+        """Itself: a graph is the same for every GPU."""
+        return self
+
     def version(self) -> str:
         return _onnxruntime().__version__
 
@@ -51,10 +53,9 @@ class OnnxRuntimeBackend:
         dynamic_batch: bool = True,
         max_batch: int = 1024,
     ) -> None:
-        program = export_program(module, example_inputs, dynamic_batch, max_batch)
-        graph = torch.onnx.export(program, dynamo=True, opset_version=_OPSET, external_data=False, verbose=False)
-        assert graph is not None  # it is None only where a file name is given
-        graph.save(str(path), external_data=False)
+        write_onnx(module, example_inputs, path, dynamic_batch, max_batch)
+        if weights_file(path).exists():
+            raise UserError("its weights are above 2 GiB, which an ONNX file cannot hold; use another backend")
 
     def load(self, path: Path, manifest: Manifest, device: torch.device) -> Engine:
         onnxruntime = _onnxruntime()

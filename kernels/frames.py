@@ -152,13 +152,15 @@ def _weighted(values: Tensor, dim: int, taps: _Taps) -> Tensor:
     total = torch.full((), 1 << (_BITS - 1), dtype=torch.int32, device=values.device)
     for tap, weight in enumerate(taps.weight):
         total = total + values.index_select(dim, taps.start + tap) * weight.view(shape)
-    return (total >> _BITS).clamp(0, 255)
+    # Not a shift, which TensorRT lacks; the same, as nothing is negative.
+    return (total.clamp(min=0) // (1 << _BITS)).clamp(max=255)
 
 
 def frames_reference(image: Tensor, how: FrameFormat, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
     """What `frames` computes, in plain PyTorch: in float32, or in float64 if that is `dtype`."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    image = image.reshape(-1, *image.shape[-3:])
+    # TensorRT does nothing with bytes but convert them, so until then no view is made of what comes as it should.
+    image = image if image.ndim == 4 else image.reshape(-1, *image.shape[-3:])
     image = image if index is None else image[index]
     height, width = image.shape[1:3]
     resized, (top, left) = how.resized(height, width), how.corner(height, width)
@@ -166,7 +168,7 @@ def frames_reference(image: Tensor, how: FrameFormat, dtype: torch.dtype, index:
         rows, columns = _passes(how, height, width, image.device)
         pixels = _weighted(_weighted(image.int(), 2, columns), 1, rows).permute(0, 3, 1, 2).to(wide) / 255
     else:
-        pixels = image.permute(0, 3, 1, 2).to(wide) / 255
+        pixels = image.to(wide).permute(0, 3, 1, 2) / 255
         if resized != (height, width) and len(pixels):
             pixels = functional.interpolate(pixels, resized, mode=how.interpolation, antialias=True)
         pixels = pixels[:, :, top : top + how.size[0], left : left + how.size[1]]

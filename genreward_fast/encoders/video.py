@@ -82,8 +82,9 @@ class VideoEncoder(FrozenEncoder):
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in the encoder's dtype on its device, scaled to [-1, 1]."""
-        pixels = frames.to(self.device).permute(0, 4, 1, 2, 3)
-        return pixels.to(torch.float32).div_(127.5).sub_(1.0).to(self.dtype)
+        # Converted first: TensorRT permutes no bytes.
+        pixels = frames.to(self.device).to(torch.float32).permute(0, 4, 1, 2, 3)
+        return pixels.div_(127.5).sub_(1.0).to(self.dtype)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""

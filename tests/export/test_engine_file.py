@@ -1,6 +1,7 @@
 """The container: what was written comes back, anything else is refused by name."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -90,6 +91,17 @@ def test_a_manifest_with_other_fields_is_refused(tmp_path):
     (tmp_path / "old.engine").write_bytes(b"genreward-engine 1\n" + digest + b"\n" + line)
     with pytest.raises(UserError, match=r"old.engine: its manifest has other fields[^\n]*$"):
         read_manifest(tmp_path / "old.engine")
+
+
+def test_a_manifest_from_before_onnx_was_recorded_is_read(written):
+    path, payload = written
+    magic, _, line, rest = path.read_bytes().split(b"\n", 3)
+    fields = json.loads(line)
+    assert (fields.pop("onnx_sha256"), fields.pop("onnx_fidelity")) == (None, None)
+    line = json.dumps(fields).encode()
+    digest = hashlib.sha256(line + b"\n").hexdigest().encode()
+    path.write_bytes(b"\n".join([magic, digest, line, rest]))
+    assert read_all(path) == (manifest_for(payload), payload)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(written, tmp_path):
