@@ -38,7 +38,7 @@ def backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-_backend = backend  # below, `backend` is a parameter
+_backend, _compute_capability = backend, compute_capability  # below, these are parameters
 
 
 def available() -> list[str]:
@@ -53,6 +53,7 @@ def build_engine(
     backend: str,
     dynamic_batch: bool = True,
     max_batch: int = 1024,
+    compute_capability: str | None = None,
 ) -> Manifest:
     """Builds an engine for the device that `inputs` lie on, compares it with the module, and writes it to `path`.
 
@@ -63,6 +64,7 @@ def build_engine(
         path: the engine's file; an older one is replaced only by a whole new one.
         dynamic_batch: axis 0 of every input and of the output is a batch of any size up to `max_batch`.
         max_batch: as small as it may be: where a tensor could pass 2^31 elements, kernels use slower 64-bit indices.
+        compute_capability: what it is to run on, "sm_89" and the like, if that is not the inputs' device.
 
     Returns:
         The manifest, with `fidelity` the largest relative RMS error over the batch sizes tried.
@@ -77,6 +79,11 @@ def build_engine(
     title = type(module).__name__
     inputs = _checked_inputs(module, inputs, dynamic_batch, max_batch)
     device = parse_device(inputs[0].device)
+    here = _compute_capability(device)
+    if compute_capability not in (None, here):
+        raise UserError(
+            f"engine backend {backend}: builds for this machine's {here} only, not for {compute_capability}"
+        )
     dynamic = dynamic_batch and max_batch > 1
     with _user_errors(f"{title} on the example inputs"), torch.no_grad():
         cases = [(case, module(*case)) for case in _cases(inputs, dynamic, max_batch)]
@@ -95,7 +102,7 @@ def build_engine(
             backend_version=chosen.version(),
             weights_sha256=weights_sha256(module),
             payload_sha256=file_sha256(payload),
-            compute_capability=compute_capability(device),
+            compute_capability=here,
             cpu_features=cpu_features() if chosen.has_host_code else (),
             inputs=tuple(TensorSpec.of(tensor, axis) for tensor in inputs),
             output=TensorSpec.of(cases[0][1], axis),
@@ -157,7 +164,7 @@ def relative_rms_error(value: Tensor, reference: Tensor) -> float:
 def _why_refused(manifest: Manifest, chosen: Backend, device: torch.device, weights: str | None) -> str | None:
     if weights is not None and weights != manifest.weights_sha256:
         return f"built from other weights (sha256 {manifest.weights_sha256[:12]}…, not {weights[:12]}…)"
-    here = compute_capability(device)
+    here = _compute_capability(device)
     if here != manifest.compute_capability:
         return f"built for compute capability {manifest.compute_capability}, and {device} is {here}"
     if chosen.version() != manifest.backend_version:

@@ -10,6 +10,10 @@ import click
 
 FOLDER = click.Path(path_type=Path)
 DEVICE_HELP = "auto, cpu, cuda or cuda:N."
+ENGINE_HELP = (
+    "What runs the encoders: torch; a backend's name (tensorrt, aotinductor …: built once, then cached); a file or "
+    "folder of genreward export; or auto: on a GPU the fastest, measured once, on a CPU torch.  [default: auto]"
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
