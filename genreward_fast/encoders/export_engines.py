@@ -21,7 +21,7 @@ from genreward_fast.encoders.presets import (
 from genreward_fast.errors import UserError
 from genreward_fast.export.backends import backend as backend_of
 from genreward_fast.export.engine import Manifest
-from genreward_fast.export.engine_file import read_manifest
+from genreward_fast.export.engine_file import payload_file
 from genreward_fast.export.machine import compute_capability
 
 _LOADERS: dict[str, Callable[..., FrozenEncoder]] = {
@@ -89,8 +89,9 @@ def export_engines(
         path = out / source.file_name(backend, place)
         most = max_batch or source.max_batch()
         if path.exists() and not overwrite:
-            manifest = read_manifest(path)
-            if reason := _difference(manifest, source, chosen.version(), place, most):
+            with payload_file(path, chosen.suffix) as (manifest, _):
+                reason = _difference(manifest, source, chosen.version(), place, most)
+            if reason:
                 raise UserError(f"{path}: {reason}; replace it with --overwrite, or name another --out")
             say(f"{path}: is there already, kept")
             exported.append(ExportedEngine(path, None, manifest, source.encoder.note))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genreward_fast.encoders.engine_cache import Say, cache_folder, cached_engine
 from genreward_fast.encoders.engine_source import EngineSource
+from genreward_fast.encoders.sources import first_line
 from genreward_fast.errors import UserError
 from genreward_fast.export.backends import BACKENDS, available
 from genreward_fast.export.machine import compute_capability
@@ -104,9 +105,9 @@ def _compare(source: EngineSource, subject: dict[str, Any], say: Say, timer: Tim
             try:
                 _use(source, name, say)
                 took = _time(encoder.encode, pixels, timer)
-            except UserError as error:
-                contestants.append(Contestant(name, refused=str(error)))
-                say(f"engine: {name} is left out: {error}")
+            except (UserError, RuntimeError) as error:  # the latter out of the engine itself: no memory, for example
+                contestants.append(Contestant(name, refused=first_line(error)))
+                say(f"engine: {name} is left out: {first_line(error)}")
             else:
                 assert encoder.engine is not None
                 contestants.append(Contestant(name, took, encoder.engine.manifest.fidelity))

@@ -16,9 +16,13 @@ class FrozenEncoder(nn.Module):
     """A module whose weights are fixed; a subclass ends its constructor with `freeze`.
 
     Attributes:
+        fingerprint: sha256 over weights and configuration; the same whatever computes, and in which dtype.
+        note: "" for trained weights, else what every output must say about them.
         engine: what computes in the place of `network`; None for PyTorch. `encoders/engine_source.py` makes engines.
     """
 
+    fingerprint: str
+    note: str
     engine: Engine | None = None
 
     def freeze(self) -> None:

@@ -11,11 +11,11 @@ from genreward_fast.cli import main
 from genreward_fast.training.logger import read_metrics
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.slow
 
-PREFILL = 200  # steps of random actions: the same in both runs, whatever the rewards
 FLAGS = {
-    "task": "reach", "device": "cpu", "steps": 230, "envs": 2, "prefill": PREFILL, "train-ratio": 4, "batch-size": 4,
-    "batch-length": 8, "episode-length": 32, "window": 16, "interval": 16, "clip-frames": 4, "fb-steps": 220,
+    "task": "reach", "device": "cpu", "steps": 240, "envs": 2, "prefill": 160, "train-ratio": 4, "batch-size": 4,
+    "batch-length": 8, "episode-length": 32, "window": 16, "interval": 16, "clip-frames": 4, "fb-steps": 230,
     "release-delay": 16, "eval-every": 0, "eval-episodes": 1, "log-every": 2,
 }  # fmt: skip
 
@@ -38,18 +38,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return plain, fast, cache
 
 
-def rewards(run: Path) -> dict[int, float]:
-    """The mean cosine of windows that closed while actions were random, by step."""
-    return {r["step"]: r["reward/video_raw"] for r in read_metrics(run) if "reward/video_raw" in r}
+def rewards(run: Path, name: str) -> dict[int, float]:
+    """A level's raw value, by step."""
+    return {record["step"]: record[name] for record in read_metrics(run) if name in record}
 
 
 def test_rewards_are_those_of_torch(runs: tuple[Path, Path, Path]) -> None:
-    plain, fast = (rewards(run) for run in runs[:2])
-    early = [step for step in plain if step <= PREFILL]
-    assert len(early) > 3
-    assert len({plain[step] for step in early}) > 1
-    for step in early:
-        assert fast[step] == pytest.approx(plain[step], rel=1e-4)
+    plain, fast = (rewards(run, "reward/video_raw") for run in runs[:2])
+    assert len(set(plain.values())) > 2
+    assert fast == pytest.approx(plain, rel=1e-4)
+    plain, fast = (rewards(run, "reward/fb_raw") for run in runs[:2])
+    first = min(plain)  # later on, FB has learned from features that differ in roundings
+    assert fast.keys() == plain.keys()
+    assert fast[first] == pytest.approx(plain[first], rel=1e-3)
 
 
 def test_the_run_says_what_it_ran_on(runs: tuple[Path, Path, Path]) -> None:
@@ -66,7 +67,7 @@ def test_a_run_goes_on_with_another_engine(
 ) -> None:
     _, fast, cache = runs
     monkeypatch.setenv("GENREWARD_CACHE", str(cache))
-    assert main(["train", "--resume", "--out", str(fast), "--steps", "240", "--engine", "torch"]) == 0
+    assert main(["train", "--resume", "--out", str(fast), "--steps", "250", "--engine", "torch"]) == 0
     assert "runs as an engine" not in capsys.readouterr().err
     assert json.loads((fast / "config.json").read_text())["train"]["engine"] == "torch"
 

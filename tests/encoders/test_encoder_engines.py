@@ -112,6 +112,10 @@ def test_the_same_engines_are_kept_and_others_refused(config: EncoderConfig, eng
     with pytest.raises(UserError, match="largest batch is 3, not 2; replace it with --overwrite"):
         export(config, tmp_path, encoder="dino", max_batch=2)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    (dino,) = tmp_path.glob("dino-*")
+    dino.write_bytes(dino.read_bytes()[:-100])
+    with pytest.raises(UserError, match="truncated or altered"):
+        export(config, tmp_path, encoder="dino")
     replaced = export(config, tmp_path, encoder="dino", max_batch=2, overwrite=True)
     assert replaced[0].manifest.max_batch == 2
     assert replaced[0].seconds is not None
