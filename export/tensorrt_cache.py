@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from pathlib import Path
 from typing import Any
 
+from genreward_fast.export.cache import cache_folder
 from genreward_fast.export.engine import Manifest
 from genreward_fast.files import atomic_path
-
-
-def cache_folder() -> Path:
-    """$GENREWARD_CACHE, else genreward-fast in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("GENREWARD_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genreward-fast"
 
 
 class KernelCache:

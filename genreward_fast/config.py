@@ -94,6 +94,7 @@ class Overrides:
     envs: int | None = None
     seed: int | None = None
     device: str | None = None
+    engine: str | None = None
     minutes: float | None = None
     env_reward: str | None = None
     prefill: int | None = None
@@ -109,8 +110,8 @@ class Overrides:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-# A resumed run may go on longer, on another device, and look at itself more or less often; the rest is what it is.
-RESUMABLE = ("steps", "minutes", "device", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes")
+# A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
+RESUMABLE = ("steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes")
 
 
 def resolve(preset: str, overrides: Overrides) -> RunConfig:

@@ -101,7 +101,19 @@ def _engines() -> list[Check]:
     from genreward_fast.export.backends import BACKENDS
 
     reasons = {name: backend.why_unavailable() for name, backend in BACKENDS.items()}
-    return [Check(f"engines {name}", reason is None, reason or "can be built here") for name, reason in reasons.items()]
+    return [
+        *(Check(f"engines {name}", reason is None, reason or "can be built here") for name, reason in reasons.items()),
+        _engine_cache(),
+    ]
+
+
+def _engine_cache() -> Check:
+    from genreward_fast.encoders.engine_cache import cached_engines, engine_folder
+
+    engines = cached_engines()
+    megabytes = sum(path.stat().st_size for path in engines) / 1e6
+    detail = f"{len(engines)} engines, {megabytes:.0f} MB" if engines else "none yet; genreward train --engine NAME"
+    return Check("engine cache", bool(engines), f"{engine_folder()}: {detail}")
 
 
 def _weights() -> list[Check]:

@@ -23,7 +23,7 @@ def refused(capsys, *arguments: str) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal", "bench"])
+@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal", "export", "bench"])
 def test_help_names_every_option_with_a_text(command, capsys):
     from genreward_fast import cli
 
@@ -63,7 +63,8 @@ def test_help_loads_no_heavy_library():
         (["train", "--minutes", "-1"], "--minutes"),
         (["train", "--device", "tpu"], "--device tpu"),
         (["train", "--device", "cuda:99"], "--device cuda:99"),
-        (["train", "--engine", "steam"], "--engine steam"),
+        (["train", "--engine", "steam"], "--engine steam: no such backend, file or folder"),
+        (["train", "--engine", "/dev"], "--engine /dev: holds no engines"),
         (["train", "--window", "300"], "longer than an episode"),
         (["train", "--alpha", "-1"], "--alpha"),
         (["train", "--seed", str(2**64)], "--seed"),
@@ -83,6 +84,12 @@ def test_help_loads_no_heavy_library():
         (["goal", "--out", "g", "--video", "v.mp4"], "--text"),
         (["goal", "--out", "g", "--video", "v.mp4", "--text", "reach"], "v.mp4"),
         (["goal", "--out", "g", "--task", "fly"], "fly"),
+        (["export", "--out", "e"], "--backend"),
+        (["export", "--out", "e", "--backend", "steam"], "steam: no such engine backend"),
+        (["export", "--out", "e", "--backend", "onnxruntime", "--for", "ada"], "--for ada"),
+        (["export", "--out", "e", "--backend", "onnxruntime", "--max-batch", "0"], "--max-batch"),
+        (["export", "--out", "e", "--backend", "onnxruntime", "--preset", "paper"], "--vae"),
+        (["export", "--out", "/dev/null", "--backend", "onnxruntime"], "/dev/null: is a file"),
     ],
 )
 def test_bad_input_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):

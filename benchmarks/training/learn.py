@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         with tempfile.TemporaryDirectory() as temporary:
             out = options.out or Path(temporary) / "run"
-            summary = start_run(config, out, goal=None, resume=False, engine="torch", stop=watch)
+            summary = start_run(config, out, goal=None, resume=False, stop=watch)
     except (UserError, RunFailed) as error:
         print(f"learn: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

@@ -24,7 +24,11 @@ from genreward_fast.errors import UserError
 @click.option("--envs", type=int, help="Parallel environments, one process each.")
 @click.option("--seed", type=int, help="Of everything that is drawn; evaluation has seeds of its own.")
 @click.option("--device", help=DEVICE_HELP)
-@click.option("--engine", default="auto", help="What runs the encoders: torch, or auto for the fastest there is.")
+@click.option(
+    "--engine",
+    help="What runs the encoders: torch; a backend's name (tensorrt, aotinductor …: built once, then cached); a file "
+    "or folder of genreward export; auto: on a GPU the fastest, for which the first run builds all.  [default: torch]",
+)
 @click.option("--out", type=FOLDER, help="The run folder.  [default: runs/TASK-PRESET-DATE]")
 @click.option(
     "--resume", is_flag=True, help="Continue the run in --out from its checkpoint (from step 0 if it has none yet)."
@@ -70,7 +74,7 @@ from genreward_fast.errors import UserError
 @click.option("--log-every", type=int, help="Updates between two readings of the metrics.")
 @click.option("--checkpoint-minutes", type=float, help="Minutes between checkpoints.")
 def train(
-    preset: str | None, goal: Path | None, engine: str, out: Path | None, resume: bool, no_video: bool, no_fb: bool,
+    preset: str | None, goal: Path | None, out: Path | None, resume: bool, no_video: bool, no_fb: bool,
     **flags: Any,
 ) -> int:  # fmt: skip
     """Train an agent online, from pixels, with the environment's reward plus a generated one.
@@ -90,6 +94,6 @@ def train(
     else:
         config = resolve(preset or "tiny", Overrides(**flags))
         out = out or Path("runs") / f"{config.env.task}-{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
-    summary = start_run(config, out, goal=goal, resume=resume, engine=engine)
+    summary = start_run(config, out, goal=goal, resume=resume)
     click.echo("\n".join([*summary.lines(), f"everything is in {out}"]))
     return 0

@@ -76,6 +76,16 @@ class TextImageEncoder(FrozenEncoder):
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(*size, 3): one frame."""
+        return *self.size, 3
+
+    @property
+    def weights(self) -> nn.Module:
+        """The image tower. Texts, a few in a goal, are PyTorch's at all times."""
+        return self.model.visual
+
     def preprocess(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, *size) in the encoder's dtype on its device, channels last.
 
@@ -83,6 +93,10 @@ class TextImageEncoder(FrozenEncoder):
         antialiasing and bytes after each pass; then scaled to [0, 1] and normalised.
         """
         return formatted(frames.to(self.device), self.format, self.dtype)
+
+    def network(self, pixels: Tensor) -> Tensor:
+        """(N, 3, *size) normalised to embeddings (N, D) of any length, in the encoder's dtype; one call, no split."""
+        return self.model.visual(pixels)
 
     @torch.no_grad()
     def encode_images(self, frames: Tensor) -> Tensor:
@@ -99,7 +113,7 @@ class TextImageEncoder(FrozenEncoder):
         """
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
             raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
-        parts = [self.model.encode_image(self.preprocess(part)).float() for part in frames.split(self.batch)]
+        parts = [self.encode(self.preprocess(part)).float() for part in frames.split(self.batch)]
         return nn.functional.normalize(torch.cat(parts), dim=-1)
 
     @torch.no_grad()

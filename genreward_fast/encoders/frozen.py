@@ -1,15 +1,29 @@
-"""What all encoders are: modules that never learn."""
+"""What all encoders are: modules that never learn, and that an engine may compute for."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from genreward_fast.export.engine import Engine
+from genreward_fast.kernels.precision import exact_products
 
 
 class FrozenEncoder(nn.Module):
-    """A module whose weights are fixed; a subclass ends its constructor with `freeze`."""
+    """A module whose weights are fixed; a subclass ends its constructor with `freeze`.
+
+    Attributes:
+        fingerprint: sha256 over weights and configuration; the same whatever computes, and in which dtype.
+        note: "" for trained weights, else what every output must say about them.
+        engine: what computes in the place of `network`; None for PyTorch. `encoders/engine_source.py` makes engines.
+    """
+
+    fingerprint: str
+    note: str
+    engine: Engine | None = None
 
     def freeze(self) -> None:
         """Puts everything into eval mode, without gradients."""
@@ -19,6 +33,36 @@ class FrozenEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What `network` computes in."""
+        raise NotImplementedError
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one example of uint8 frames, the last axis the colours; `preprocess` takes a batch of them."""
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> nn.Module:
+        """The module with the weights that `network` uses, and no others."""
+        raise NotImplementedError
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """A batch of uint8 frames to what `encode` takes."""
+        raise NotImplementedError
+
+    def network(self, pixels: Tensor) -> Tensor:
+        """What the weights compute from a preprocessed batch, in one call and in the encoder's dtype."""
+        raise NotImplementedError
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """`network`, or the engine in its place; a batch above the engine's largest is split."""
+        with exact_products() if pixels.is_cuda and pixels.dtype == torch.float32 else nullcontext():
+            if self.engine is None:
+                return self.network(pixels)
+            return torch.cat([self.engine(part) for part in pixels.split(self.engine.manifest.max_batch or 1)])
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode, also inside a module that is being trained."""

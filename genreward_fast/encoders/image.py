@@ -65,6 +65,15 @@ class ImageEncoder(FrozenEncoder):
     def dtype(self) -> torch.dtype:
         return self.vit.norm.weight.dtype
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(size, size, 3): one frame."""
+        return self.size, self.size, 3
+
+    @property
+    def weights(self) -> DINOv3ViTModel:
+        return self.vit
+
     def preprocess(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, size, size) in the encoder's dtype on its device, channels last.
 
@@ -73,7 +82,7 @@ class ImageEncoder(FrozenEncoder):
         """
         return formatted(frames.to(self.device), self.format, self.dtype)
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def network(self, pixels: Tensor) -> Tensor:
         """(N, 3, size, size) normalised to class tokens (N, D), in the encoder's dtype; one call, no split."""
         return self.vit(pixel_values=pixels).pooler_output
 

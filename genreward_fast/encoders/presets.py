@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,7 @@ from genreward_fast.errors import UserError
 # The model libraries take seconds to import, so this is left to the functions that load something.
 if TYPE_CHECKING:
     from genreward_fast.encoders.clip import TextImageEncoder
+    from genreward_fast.encoders.engine_source import EncoderT
     from genreward_fast.encoders.image import ImageEncoder
     from genreward_fast.encoders.video import VideoEncoder
 
@@ -189,31 +191,68 @@ class Encoders:
     """The three encoders of a run, each loaded when it is first asked for.
 
     Attributes:
-        config, device: as given.
+        config, device, engine: as given.
         note: what every output must say about the weights; "" if all are trained.
     """
 
-    def __init__(self, config: EncoderConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        device: torch.device | str = "cpu",
+        engine: str = "torch",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """
+        Args:
+            engine: what runs them: torch, auto, a backend's name or a path; see `encoders/engine_choice.py`. Asking for
+                an encoder raises UserError if its engine cannot be had.
+            say: takes lines about engines that are built or measured, which may take minutes.
+        """
         self.config = config
         self.device = torch.device(device)
+        self.engine = engine
         self.note = config.note
+        self._say = say
 
     @functools.cached_property
     def video(self) -> VideoEncoder:
-        return load_video_encoder(self.config, self.device)
+        return self._load("vae", load_video_encoder)
 
     @functools.cached_property
     def image(self) -> ImageEncoder:
-        return load_image_encoder(self.config, self.device)
+        return self._load("dino", load_image_encoder)
 
     @functools.cached_property
     def text_image(self) -> TextImageEncoder:
-        return load_text_image_encoder(self.config, self.device)
+        return self._load("clip", load_text_image_encoder)
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the encoders loaded so far, under their names vae, dino and clip."""
-        loaded = {"vae": "video", "dino": "image", "clip": "text_image"}
-        return {name: vars(self)[key].fingerprint for name, key in loaded.items() if key in vars(self)}
+        return {name: encoder.fingerprint for name, encoder in self._loaded().items()}
+
+    def engine_notes(self) -> list[str]:
+        """What runs the encoders loaded so far: a line for each that an engine computes for."""
+        from genreward_fast.encoders.engine_source import fidelity_text
+
+        engines = {name: encoder.engine for name, encoder in self._loaded().items()}
+        return [
+            f"{name} runs as an engine: {engine.name} {engine.manifest.backend_version}, "
+            f"relative RMS error {fidelity_text(engine.manifest)}"
+            for name, engine in engines.items()
+            if engine is not None
+        ]
+
+    def _loaded(self) -> dict[str, Any]:
+        properties = {"vae": "video", "dino": "image", "clip": "text_image"}
+        return {name: vars(self)[key] for name, key in properties.items() if key in vars(self)}
+
+    def _load(self, name: str, load: Callable[[EncoderConfig, torch.device, torch.dtype | None], EncoderT]) -> EncoderT:
+        from genreward_fast.encoders.engine_choice import load_with_engine
+
+        def load_as(dtype: torch.dtype | None) -> EncoderT:
+            return load(self.config, self.device, dtype)
+
+        return load_with_engine(name, load_as, self.device, self.engine, self._say)
 
 
 @functools.cache

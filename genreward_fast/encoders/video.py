@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.errors import UserError
-from genreward_fast.kernels.precision import exact_products
 
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
 _CLIPS = {"cpu": 1}  # at once at most: maps of one stay in the caches, those of more are slower
@@ -70,6 +68,15 @@ class VideoEncoder(FrozenEncoder):
     def dtype(self) -> torch.dtype:
         return self.encoder.conv_in.conv.weight.dtype
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """(K, size, size, 3): one clip."""
+        return self.clip_length, self.size, self.size, 3
+
+    @property
+    def weights(self) -> CausalVideoEncoder:
+        return self.encoder
+
     def latent_shape(self, length: int) -> tuple[int, int, int, int]:
         """(C, T', H', W') of the latent of `length` frames."""
         side = self.size // self.spatial
@@ -86,10 +93,9 @@ class VideoEncoder(FrozenEncoder):
         pixels = frames.to(self.device).to(torch.float32).permute(0, 4, 1, 2, 3)
         return pixels.div_(127.5).sub_(1.0).to(self.dtype)
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def network(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""
-        with exact_products() if pixels.is_cuda and self.dtype == torch.float32 else nullcontext():
-            return self.encoder(pixels)
+        return self.encoder(pixels)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:

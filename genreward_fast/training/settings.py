@@ -35,6 +35,7 @@ class TrainConfig:
         envs: parallel environments, one worker process each.
         seed: of everything that is drawn; evaluation has seeds of its own.
         device: where the agent, the encoders and the replay live: "auto", "cpu", "cuda" or "cuda:N".
+        engine: what runs the encoders: "auto", "torch", a backend of engines, or the path of exported ones.
         minutes: wall time after which training ends, whatever `steps` says, and the last evaluation follows; 0 for no
             limit. Resumed runs count all their processes.
         env_reward: what the environment pays: its "dense" reward, 1 on success ("sparse"), or "none".
@@ -53,6 +54,7 @@ class TrainConfig:
     envs: int = 16
     seed: int = 0
     device: str = "auto"
+    engine: str = "torch"
     minutes: float = 0.0
     env_reward: str = "dense"
     prefill: int = 5000
@@ -108,6 +110,11 @@ class RunConfig:
             )
         if self.reward.name == "none" and self.train.env_reward == "none":
             raise UserError("--reward none together with --env-reward none leaves nothing to learn from; change one")
+
+    @property
+    def clip_encoders(self) -> EncoderConfig:
+        """`encoders` for clips as long as the reward's."""
+        return dataclasses.replace(self.encoders, clip_length=self.reward.clip_frames)
 
     def save(self, path: str | Path) -> None:
         write_json(path, dataclasses.asdict(self))

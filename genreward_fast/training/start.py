@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genreward_fast.agent.memory import check_memory
+from genreward_fast.encoders.engine_choice import check_engine
 from genreward_fast.encoders.presets import Encoders
 from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.errors import UserError
@@ -25,8 +26,6 @@ from genreward_fast.training.settings import RunConfig, check_seed
 from genreward_fast.training.summary import Summary
 from genreward_fast.training.trainer import Trainer
 
-ENGINES = ("auto", "torch")
-
 
 def start_run(
     config: RunConfig,
@@ -34,7 +33,6 @@ def start_run(
     *,
     goal: Path | None,
     resume: bool,
-    engine: str,
     stop: Callable[[Trainer], bool] | None = None,
 ) -> Summary:
     """Trains in the folder `out` and returns the summary.
@@ -48,21 +46,21 @@ def start_run(
         UserError: bad input.
         Interrupted: a signal stopped the run, after a checkpoint.
     """
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine}: not available here; use one of {', '.join(ENGINES)}")
+    check_engine(config.train.engine)
     folder = RunFolder(out)
     if resume and goal is not None:
         raise UserError("--goal together with --resume: a run keeps the goal it was started with; leave it out")
     folder.require_run() if resume else folder.require_free()
     device = resolve_device(config.train.device)
     check_memory(config.agent, ACTION_SIZE, device)
-    encoders = Encoders(config.encoders, device)
+    encoders = Encoders(config.clip_encoders, device, config.train.engine, say)
     the_goal = None
     if config.reward.name != "none":
         source = folder.goal if resume else goal
         the_goal = Goal.load(source) if source else default_goal(config, encoders)
     reward = make_reward(config.reward, the_goal, encoders, ACTION_SIZE, device, config.train.seed)
     notes = [encoders.note] if encoders.note and the_goal is not None else []
+    notes += encoders.engine_notes()
 
     created = folder.create()
     with RunLock(out):

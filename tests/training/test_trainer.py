@@ -59,7 +59,7 @@ def finished(tmp_path_factory, goal):
     """The folder and the summary of a run that went through."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     goal.save(folder.parent / "goal")
-    summary = start_run(small_config(), folder, goal=folder.parent / "goal", resume=False, engine="auto")
+    summary = start_run(small_config(), folder, goal=folder.parent / "goal", resume=False)
     return folder, summary
 
 
@@ -144,7 +144,7 @@ def test_resuming_goes_on_counting(finished, tmp_path):
     shutil.copytree(finished[0], run)
     before = finished[1]
     config = small_config(steps=330)
-    summary = start_run(config, run, goal=None, resume=True, engine="auto")
+    summary = start_run(config, run, goal=None, resume=True)
     assert summary.env_steps == 330
     assert summary.updates > before.updates
     assert summary.seconds > before.seconds
@@ -172,7 +172,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path, goal):
     goal.save(tmp_path / "goal")
     records = []
     for name in ("a", "b"):
-        start_run(small_config(steps=200), tmp_path / name, goal=tmp_path / "goal", resume=False, engine="torch")
+        start_run(small_config(steps=200), tmp_path / name, goal=tmp_path / "goal", resume=False)
         kept = [
             {k: v for k, v in record.items() if not k.startswith("time/")} for record in read_metrics(tmp_path / name)
         ]
@@ -191,17 +191,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
             metrics = metrics | {"loss/value": metrics["loss/value"] * float("nan")}
         return metrics, latents
 
-    start_run(small_config(steps=170), run, goal=tmp_path / "goal", resume=False, engine="auto")
+    start_run(small_config(steps=170), run, goal=tmp_path / "goal", resume=False)
     checkpoint = (run / "checkpoint.pt").read_bytes()
     monkeypatch.setattr(Agent, "update", poisoned)
     with pytest.raises(TrainingDiverged, match=r"loss/value is nan at step .*checkpoint\.pt"):
-        start_run(small_config(steps=400), run, goal=None, resume=True, engine="auto")
+        start_run(small_config(steps=400), run, goal=None, resume=True)
     assert (run / "checkpoint.pt").read_bytes() == checkpoint
 
 
 def test_two_processes_cannot_train_in_one_folder(finished):
     with RunLock(finished[0]), pytest.raises(UserError, match="another process"):
-        start_run(small_config(), finished[0], goal=None, resume=True, engine="auto")
+        start_run(small_config(), finished[0], goal=None, resume=True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_at_step_0(tmp_path, goal, capsys):
@@ -230,9 +230,9 @@ def test_a_run_killed_before_it_began_leaves_a_usable_folder(tmp_path, goal):
     (run / ".goal-abc" / "frames.safetensors").write_bytes(b"half")
     goal.save(tmp_path / "goal")
     with pytest.raises(UserError, match="capacity"):  # refused: the folder is as empty as before
-        start_run(small_config(replay_capacity=20), run, goal=tmp_path / "goal", resume=False, engine="auto")
+        start_run(small_config(replay_capacity=20), run, goal=tmp_path / "goal", resume=False)
     assert {path.name for path in run.iterdir()} <= {".lock"}
-    start_run(small_config(steps=110), run, goal=tmp_path / "goal", resume=False, engine="auto")
+    start_run(small_config(steps=110), run, goal=tmp_path / "goal", resume=False)
     assert (run / "summary.json").exists()
 
 
@@ -375,7 +375,7 @@ def _start(config, run, goal, folder) -> subprocess.Popen:
         "resume = (run / 'config.json').exists()\n"
         "try:\n"
         "    start_run(RunConfig.load(folder / 'wanted.json'), run, goal=None if resume else folder / 'goal',\n"
-        "              resume=resume, engine='auto')\n"
+        "              resume=resume)\n"
         "except Interrupted as stop:\n"
         "    print(stop, file=sys.stderr); sys.exit(stop.exit_code)\n"
     )
