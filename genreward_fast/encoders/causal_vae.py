@@ -241,7 +241,7 @@ def _bias(x: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]
 
 def _conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
     """`conv3d` that takes oneDNN for a clip alone as well: PyTorch leaves a small one to a loop ten times as slow."""
-    alone = not x.is_cuda and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    alone = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if torch.compiler.is_compiling() or not alone or len(x) > 1:
         return functional.conv3d(x, weight, bias, padding=padding)
     return torch.mkldnn_convolution(x, weight, bias, padding, (1, 1, 1), (1, 1, 1), 1)

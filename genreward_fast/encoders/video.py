@@ -64,6 +64,7 @@ class VideoEncoder(FrozenEncoder):
         keys = ("act_fn", "norm_eps", "norm_num_groups", "temporal_compression_ratio")
         self.fingerprint = fingerprint(model.encoder, {key: config[key] for key in keys} | {"size": size})
         self.encoder = CausalVideoEncoder.of(vae, dtype)
+        self._latents = self.graphed(self._encode_frames)
         self.freeze()
 
     @property
@@ -113,8 +114,11 @@ class VideoEncoder(FrozenEncoder):
         if frames.shape[0] == 0:
             return torch.empty(0, *self.latent_shape(frames.shape[1]), device=self.device)
         most = self.max_batch(frames.shape[1])
-        parts = frames.split(min(most, _CLIPS.get(self.device.type, most)))
-        return torch.cat([self.encode(self.preprocess(part)).float() for part in parts])
+        parts = frames.to(self.device).split(min(most, _CLIPS.get(self.device.type, most)))
+        return torch.cat([self._latents(part) for part in parts])
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        return self.encode(self.preprocess(frames)).float()
 
 
 def read_vae(source: str, option: str = "--vae") -> AutoencoderKLCogVideoX:
