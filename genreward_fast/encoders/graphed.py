@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, cuda
@@ -73,7 +74,7 @@ class Graphed:
 class _Recording:
     """A graph with the buffers that it reads and writes."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], pool: tuple[int, int] | None) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], pool: Any) -> None:
         device = inputs[0].device
         self.inputs = [torch.empty(x.shape, dtype=x.dtype, device=device) for x in inputs]
         for buffer, value in zip(self.inputs, inputs):
