@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 
@@ -46,18 +45,24 @@ def works(request: Request) -> Iterator[Work]:
             raise UserError(f"--frames {frames}: a clip has 4n or 4n + 1 frames")
         if pixels % 8:
             raise UserError(f"--pixels {pixels}: clips' frames have a multiple of 8")
-    library: Any = architectures.build_vae(request.preset, SEED).eval()
-    library.decoder = None  # not used, and half of the memory
+    autoencoder = library(request.preset)
     for batch, frames, pixels in shapes:
-        yield clip_work(request, library, random_frames(batch, frames, pixels, pixels, 3, device=request.place))
+        yield clip_work(request, autoencoder, random_frames(batch, frames, pixels, pixels, 3, device=request.place))
 
 
-def clip_work(request: Request, library: AutoencoderKLCogVideoX, clips: Tensor) -> Work:
+def library(preset: str) -> Any:
+    """The library's autoencoder with initial weights; type checkers do not know its attributes."""
+    autoencoder: Any = architectures.build_vae(preset, SEED)
+    autoencoder.decoder = None  # not used, and half of the memory
+    return autoencoder.eval()
+
+
+def clip_work(request: Request, autoencoder: Any, clips: Tensor) -> Work:
     """The encoder on clips (B, T, H, W, 3)."""
     size, length = clips.shape[2], clips.shape[1]
 
     def ours() -> VideoEncoder:
-        encoder = VideoEncoder(library, size=size, clip_length=length, dtype=request.dtype, note=request.note)
+        encoder = VideoEncoder(autoencoder, size=size, clip_length=length, dtype=request.dtype, note=request.note)
         return encoder.to(request.place)
 
     def plain() -> Call:
@@ -69,36 +74,39 @@ def clip_work(request: Request, library: AutoencoderKLCogVideoX, clips: Tensor) 
         encoder = ours()
         return lambda: encoder(clips)
 
-    def searched() -> Call:
-        call = graphed()
-
-        def run() -> Tensor:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                return call()
-
-        return run
-
     def engine(backend: str) -> Call:
         encoder = ours()
         run = engine_call(encoder.encoder, (encoder.preprocess(clips),), backend)
         return lambda: run(encoder.preprocess(clips)).float()
 
     contestants: dict[str, Callable[[], Call]] = {
-        "diffusers": lambda: library_call(to_device(library, request), clips),
-        **({"diffusers, torch.compile": lambda: compiled_call(library, request, clips)} if request.compiled else {}),
+        "diffusers": lambda: library_call(to_device(autoencoder, request), clips),
+        **(
+            {"diffusers, torch.compile": lambda: compiled_call(autoencoder, request, clips)} if request.compiled else {}
+        ),
         "ours": plain,
         "ours, CUDA graph": graphed,
-        "ours, CUDA graph, cuDNN searched": searched,
+        "ours, CUDA graph, cuDNN searched": lambda: searched(graphed()),
         **{f"ours, {backend}": partial(engine, backend) for backend in request.engines},
     }
     return Work(
         encoder="vae",
         shape="×".join(map(str, clips.shape[:-1])),
-        flops=clip_flops(library.config, clips),
-        size=least_bytes(library.encoder, request.dtype, clips) + 4 * latent_count(library.config, clips),
-        reference=lambda: reference(library, request, clips),
+        flops=clip_flops(autoencoder.config, clips),
+        size=least_bytes(autoencoder.encoder, request.dtype, clips) + 4 * latent_count(autoencoder.config, clips),
+        reference=lambda: reference(autoencoder, request, clips),
         contestants=contestants,
     )
+
+
+def searched(call: Call) -> Call:
+    """With cuDNN timing its algorithms for each new shape."""
+
+    def run() -> Tensor:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            return call()
+
+    return run
 
 
 def clip_flops(config: Any, clips: Tensor) -> int:
@@ -118,15 +126,15 @@ def latent_count(config: Any, clips: Tensor) -> int:
     return batch * config["latent_channels"] * times * (height // side) * (width // side)
 
 
-def to_device(library: AutoencoderKLCogVideoX, request: Request) -> AutoencoderKLCogVideoX:
+def to_device(autoencoder: Any, request: Request) -> Any:
     """A copy in the dtype and on the device that are timed."""
-    model: Any = copy.deepcopy(library)
-    return model.to(request.place, request.dtype)
+    model = copy.deepcopy(autoencoder)
+    return nn.Module.to(model, request.place, request.dtype)  # the library's own would warn of nothing
 
 
-def compiled_call(library: AutoencoderKLCogVideoX, request: Request, clips: Tensor) -> Call:
+def compiled_call(autoencoder: Any, request: Request, clips: Tensor) -> Call:
     """With weights in channels-last memory, in which the compiled convolutions are twice as fast."""
-    model: Any = to_device(library, request)
+    model = to_device(autoencoder, request)
     channels_last(model.encoder)
     model.encoder.compile(dynamic=False)
     return library_call(model, clips)
@@ -140,17 +148,18 @@ def channels_last(module: nn.Module) -> None:
 
 def library_call(model: Any, clips: Tensor) -> Call:
     """uint8 clips through the library's own preprocessing and `encode`, as its users write it."""
+    pixels = library_pixels(model, clips)
+    return lambda: model.encode(pixels()).latent_dist.mode().float()
+
+
+def library_pixels(model: Any, clips: Tensor) -> Call:
+    """The library's own preprocessing of clips (B, T, H, W, 3), on the device: to (B, 3, T, H, W)."""
     processor: Any = VideoProcessor(vae_scale_factor=2 ** (len(model.config.block_out_channels) - 1))
-
-    def call() -> Tensor:
-        pixels = processor.preprocess_video(clips.permute(0, 1, 4, 2, 3) / 255)
-        return model.encode(pixels.to(model.dtype)).latent_dist.mode().float()
-
-    return call
+    return lambda: processor.preprocess_video(clips.permute(0, 1, 4, 2, 3) / 255).to(model.dtype)
 
 
-def reference(library: AutoencoderKLCogVideoX, request: Request, clips: Tensor) -> Tensor:
+def reference(autoencoder: Any, request: Request, clips: Tensor) -> Tensor:
     """The library's means in float32, without TF32."""
-    model: Any = copy.deepcopy(library)
+    model = copy.deepcopy(autoencoder)
     with torch.no_grad(), exact_products():
         return library_call(model.to(request.place), clips)()
