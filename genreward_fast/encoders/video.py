@@ -83,8 +83,10 @@ class VideoEncoder(FrozenEncoder):
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in the encoder's dtype on its device, scaled to [-1, 1]."""
-        pixels = frames.to(self.device).permute(0, 4, 1, 2, 3)
-        return pixels.to(torch.float32).div_(127.5).sub_(1.0).to(self.dtype)
+        # x - 127.5 is exact in bfloat16, and would do with conv_in's weights over 127.5: zero padding means the same.
+        # By its bytes that saves 0.03 ms of 40 at 480 pixels on an H100, and the weights would not be the library's.
+        scaled = torch.div(frames.to(self.device).permute(0, 4, 1, 2, 3), 127.5)
+        return torch.sub(scaled, 1.0, out=torch.empty_like(scaled, dtype=self.dtype))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""
