@@ -140,6 +140,32 @@ def agent_table() -> str:
     return "\n\n".join([table, listed] if listed else [table])
 
 
+def encoders_table() -> str:
+    """Each encoder and shape of its inputs: the library's module, ours, and engines."""
+    columns = {
+        "TFLOP/s": "TFLOP/s",
+        "% of limit": "% of limit",
+        "peak GB": "peak GB",
+        "first s": "first result, s",
+    }
+    body, remarks, device = [], [], ""
+    for name, result in read("encoder_*.json"):
+        device = f"{result['limits']['device']}, torch {result['torch']}, {result['dtype']}, {result['weights']}"
+        for entry in result["results"]:
+            label = f"{entry['encoder']} {entry['shape']}"
+            if "error" in entry:
+                remarks.append(f"- {label}, {entry['name']}: not timed, {entry['error']}")
+                continue
+            times = f"{number(entry['ms'])} ({number(entry['p10 ms'])} to {number(entry['p90 ms'])})"
+            cells = [number(entry[column]) if column in entry else "" for column in columns]
+            error = f"{entry['relative error']:.1e}"
+            body.append([label, entry["name"], times, *cells, error, f"`{name}`"])
+    if not body:
+        return ""
+    header = [f"**Encoders** on {device}", "", "ms (10% to 90%)", *columns.values(), "relative error", "file"]
+    return "\n\n".join([rows(header, body), *(["\n".join(dict.fromkeys(remarks))] if remarks else [])])
+
+
 def number(value: float) -> str:
     """Three digits that count."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
@@ -274,6 +300,7 @@ TABLES = {
     "agent": agent_table,
     "parallel": parallel_table,
     "waterfall": waterfall_table,
+    "encoders": encoders_table,
     "learn": learn_table,
     "kernels": kernels_table,
 }

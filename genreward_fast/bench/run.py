@@ -7,19 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.agent import AgentConfig
-from genreward_fast.bench import agent, cosine, env, fb, parallel
+from genreward_fast.bench import agent, cosine, encoders, env, fb, parallel
 from genreward_fast.bench.contestant import Spec
+from genreward_fast.bench.encoder_work import Request
 from genreward_fast.errors import UserError
 from genreward_fast.training.device import resolve_device
 
 KERNELS = {"fb": fb, "cosine": cosine}
 
 
-def run_benchmarks(what: str, device: str, seconds: float | None, json: Path | None, **options: Any) -> None:
-    """Runs one benchmark, or all of them one after the other.
+def run_benchmarks(
+    what: tuple[str, ...],
+    device: str,
+    seconds: float | None,
+    json: Path | None,
+    *,
+    preset: str | None,
+    batch: tuple[int, ...],
+    frames: tuple[int, ...],
+    pixels: tuple[int, ...],
+    engines: tuple[str, ...],
+    skip_compiled: bool,
+    **options: Any,
+) -> None:
+    """Runs one benchmark, or several one after the other.
+
+    Args:
+        preset: of the encoders; None is `paper` on CUDA and `tiny` elsewhere.
+        options: of the agent's.
 
     Raises:
-        UserError: a number out of its range, an unknown size, or a device that is not there.
+        UserError: a number out of its range, an unknown size or engine backend, or a device that is not there.
     """
     chosen = str(resolve_device(device))
     if seconds is not None and not 0 < seconds < math.inf:
@@ -27,12 +45,26 @@ def run_benchmarks(what: str, device: str, seconds: float | None, json: Path | N
     for name in ("envs", "train_ratio"):
         if not 0 < options[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {options[name]}")
+    request = Request(
+        device=chosen,
+        preset=preset or ("paper" if chosen.startswith("cuda") else "tiny"),
+        seconds=1.0 if seconds is None else seconds,
+        batch=batch,
+        frames=frames,
+        pixels=pixels,
+        compiled=not skip_compiled,
+        engines=engines,
+    )
+    encoders.check(request)
     common = [] if seconds is None else ["--seconds", str(seconds)]
-    for name in [*KERNELS, "env", "agent"] if what == "all" else [what]:
-        target = json / f"{name}.json" if json is not None and what == "all" else json
+    names = [*KERNELS, *encoders.ENCODERS, "env", "agent"] if "all" in what else list(dict.fromkeys(what))
+    for name in names:
+        target = json / f"{name}.json" if json is not None and len(names) > 1 else json
         writing = [] if target is None else ["--json", str(target)]
         if name == "agent":
             run_agent(chosen, seconds, target, **options)
+        elif name in encoders.ENCODERS:
+            encoders.run(name, request, target)
         elif name == "env":
             env.main([*common, *writing])
         else:

@@ -6,20 +6,33 @@ from typing import Any
 
 import click
 
-from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, section
+from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, SectionedCommand, section
 
 
 @click.command(cls=SectionedCommand)
 @click.option(
     "--what",
-    type=click.Choice(["agent", "fb", "cosine", "env", "all"]),
+    type=Choices(["agent", "vae", "dino", "clip", "fb", "cosine", "env", "all"]),
     default="agent",
     show_default=True,
-    help="The agent's updates; the kernels of the reward; environments.",
+    help="The agent's updates; encoders; the kernels of the reward; environments. Or several of them, with commas.",
 )
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @click.option("--seconds", type=float, help="Of measuring, per number.  [default: each benchmark's own]")
-@click.option("--json", type=FOLDER, help="Write the numbers to this file (with --what all: to files in this folder).")
+@click.option(
+    "--json", type=FOLDER, help="Write the numbers to this file (several benchmarks: to files in this folder)."
+)
+@section("The encoders")
+@click.option(
+    "--preset",
+    type=click.Choice(["paper", "tiny"]),
+    help="Whose architectures; the weights are initial ones.  [default: paper on a GPU, else tiny]",
+)
+@click.option("--batch", type=int, multiple=True, help="Clips (vae) or frames (dino) at once; may be repeated.")
+@click.option("--frames", type=int, multiple=True, help="Of a clip (vae) or of a video (clip); may be repeated.")
+@click.option("--pixels", type=int, multiple=True, help="Height and width of frames; may be repeated.")
+@click.option("--engine", "engines", multiple=True, help="Build and time this engine backend, too; may be repeated.")
+@click.option("--skip-compiled", is_flag=True, help="Without torch.compile, which takes minutes.")
 @section("The agent")
 @click.option("--size", "sizes", multiple=True, default=("12M",), show_default=True, help="May be given several times.")
 @click.option(

@@ -14,6 +14,17 @@ DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Choices(click.Choice):
+    """Several of the choices, separated by commas; given to the command as a tuple."""
+
+    name = "choices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(super(Choices, self).convert(each.strip(), param, ctx) for each in value.split(","))
+
+
 class _Heading(click.Option):
     """An entry in the list of options that is only a heading: it never takes part in parsing."""
 

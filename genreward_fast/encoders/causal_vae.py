@@ -241,8 +241,8 @@ def _bias(x: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]
 
 def _conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
     """`conv3d` that takes oneDNN for a clip alone as well: PyTorch leaves a small one to a loop ten times as slow."""
-    alone = not x.is_cuda and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if torch.compiler.is_compiling() and not x.is_cuda:
+    alone = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if torch.compiler.is_compiling() and x.is_cpu:
         # That loop gives back another layout than PyTorch's compiler reckons with, unless the input has it too.
         x, weight = x.contiguous(), weight.contiguous()
     if torch.compiler.is_compiling() or not alone or len(x) > 1:

@@ -14,6 +14,8 @@ from genreward_fast.errors import UserError
 from genreward_fast.kernels.frames import FrameFormat
 from genreward_fast.kernels.frames import frames as formatted
 
+_KEPT_TEXTS = 16  # lists of sentences whose vectors are kept: a run asks for those of its few tasks again and again
+
 
 class TextImageEncoder(FrozenEncoder):
     """OpenCLIP (arXiv 2212.07143): images and sentences to unit vectors whose dot product is their similarity.
@@ -70,6 +72,8 @@ class TextImageEncoder(FrozenEncoder):
         self.note = note
         self.fingerprint = fingerprint(model, {"model": dict(config), "preprocess": preprocess})
         self.model: Any = model.to(dtype)
+        self._images, self._tokens = self.graphed(self._encode_frames), self.graphed(self._encode_tokens)
+        self._texts: dict[tuple[str, ...], Tensor] = {}
         self.freeze()
 
     @property
@@ -113,18 +117,34 @@ class TextImageEncoder(FrozenEncoder):
         """
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
             raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
-        parts = [self.encode(self.preprocess(part)).float() for part in frames.split(self.batch)]
-        return nn.functional.normalize(torch.cat(parts), dim=-1)
+        parts = [self._images(part) for part in frames.to(self.device).split(self.batch)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of sentences: P ≥ 1 of them to (P, D) float32. Longer ones than the model reads are cut off.
+
+        The same list of sentences is encoded once.
 
         Raises:
             ValueError: no sentence.
         """
         if not texts or isinstance(texts, str):
             raise ValueError("texts must be a list of at least one sentence")
-        tokens = self.tokenizer(list(texts)).to(self.device)
-        parts = [self.model.encode_text(part).float() for part in tokens.split(self.batch)]
-        return nn.functional.normalize(torch.cat(parts), dim=-1)
+        key = tuple(texts)
+        if key not in self._texts:
+            if len(self._texts) == _KEPT_TEXTS:
+                del self._texts[next(iter(self._texts))]
+            tokens = self.tokenizer(list(texts)).to(self.device)
+            self._texts[key] = torch.cat([self._tokens(part) for part in tokens.split(self.batch)])
+        return self._texts[key].clone()
+
+    def forget(self) -> None:
+        super().forget()
+        self._texts.clear()
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        return nn.functional.normalize(self.encode(self.preprocess(frames)).float(), dim=-1)
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        return nn.functional.normalize(self.model.encode_text(tokens).float(), dim=-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from genreward_fast.encoders.graphed import Graphed
 from genreward_fast.export.engine import Engine
 from genreward_fast.kernels.precision import exact_products
 
@@ -19,11 +21,25 @@ class FrozenEncoder(nn.Module):
         fingerprint: sha256 over weights and configuration; the same whatever computes, and in which dtype.
         note: "" for trained weights, else what every output must say about them.
         engine: what computes in the place of `network`; None for PyTorch. `encoders/engine_source.py` makes engines.
+        graphs: whether calls become CUDA graphs on CUDA, while there is no engine.
     """
 
     fingerprint: str
     note: str
     engine: Engine | None = None
+    graphs: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._graphed: list[Graphed] = []
+
+    def graphed(self, function: Callable[..., Tensor]) -> Graphed:
+        """`function`, which uses this encoder's weights, as CUDA graphs where `graphs` asks for them."""
+        self._graphed.append(Graphed(function, self._may_record))
+        return self._graphed[-1]
+
+    def _may_record(self) -> bool:
+        return self.graphs and self.engine is None
 
     def freeze(self) -> None:
         """Puts everything into eval mode, without gradients."""
@@ -67,3 +83,13 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode, also inside a module that is being trained."""
         return super().train(False)
+
+    def forget(self) -> None:
+        """Drops whatever is kept from one call to the next, the CUDA graphs first of all."""
+        for graphed in self._graphed:
+            graphed.forget()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """What `to` and its like go through: the weights' memory may move, which is where graphs read them."""
+        self.forget()
+        return super()._apply(fn, recurse)

@@ -59,6 +59,7 @@ class ImageEncoder(FrozenEncoder):
         described = {key: getattr(config, key) for key in keys}
         self.fingerprint = fingerprint(model, described | {"rope_theta": config.rope_theta, "size": size})
         self.vit: Any = model.to(dtype)
+        self._features = self.graphed(self._encode_frames)
         self.freeze()
 
     @property
@@ -103,7 +104,10 @@ class ImageEncoder(FrozenEncoder):
             raise ValueError(f"frames must be (N, H, W, 3) uint8, not {tuple(frames.shape)} {frames.dtype}")
         if frames.shape[0] == 0:
             return torch.empty(0, self.dim, device=self.device)
-        return torch.cat([self.encode(self.preprocess(part)).float() for part in frames.split(self.batch)])
+        return torch.cat([self._features(part) for part in frames.to(self.device).split(self.batch)])
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        return self.encode(self.preprocess(frames)).float()
 
 
 def read_dino(source: str, option: str = "--dino") -> DINOv3ViTModel:

@@ -62,6 +62,7 @@ class VideoEncoder(FrozenEncoder):
         keys = ("act_fn", "norm_eps", "norm_num_groups", "temporal_compression_ratio")
         self.fingerprint = fingerprint(model.encoder, {key: config[key] for key in keys} | {"size": size})
         self.encoder = CausalVideoEncoder.of(vae, dtype)
+        self._latents = self.graphed(self._encode_frames)
         self.freeze()
 
     @property
@@ -89,7 +90,8 @@ class VideoEncoder(FrozenEncoder):
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in the encoder's dtype on its device, scaled to [-1, 1]."""
-        # Converted first: TensorRT permutes no bytes.
+        # Converted first: TensorRT permutes no bytes. x - 127.5 would be exact in bfloat16, too, and do with conv_in's
+        # weights over 127.5: by its bytes that saves 0.03 ms of 40 at 480 pixels on an H100, not worth other weights.
         pixels = frames.to(self.device).to(torch.float32).permute(0, 4, 1, 2, 3)
         return pixels.div_(127.5).sub_(1.0).to(self.dtype)
 
@@ -120,8 +122,11 @@ class VideoEncoder(FrozenEncoder):
         if frames.shape[0] == 0:
             return torch.empty(0, *self.latent_shape(frames.shape[1]), device=self.device)
         most = self.max_batch(frames.shape[1])
-        parts = frames.split(min(most, _CLIPS.get(self.device.type, most)))
-        return torch.cat([self.encode(self.preprocess(part)).float() for part in parts])
+        parts = frames.to(self.device).split(min(most, _CLIPS.get(self.device.type, most)))
+        return torch.cat([self._latents(part) for part in parts])
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        return self.encode(self.preprocess(frames)).float()
 
 
 def read_vae(source: str, option: str = "--vae") -> AutoencoderKLCogVideoX:

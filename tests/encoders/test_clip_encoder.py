@@ -58,6 +58,38 @@ def test_batches_are_split(clip_folder: Path, encoder: TextImageEncoder) -> None
     torch.testing.assert_close(split.encode_text(texts), encoder.encode_text(texts), atol=1e-5, rtol=1e-5)
 
 
+def test_a_list_of_texts_is_encoded_once(clip_folder: Path) -> None:
+    encoder = TextImageEncoder(*read_clip(str(clip_folder), "ViT-B-32"))
+    calls: list[int] = []
+    encoder.model.transformer.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    first = encoder.encode_text(["open the drawer", "close it"])
+    kept = first.clone()
+    first.zero_()  # a caller's own copy
+    assert torch.equal(encoder.encode_text(["open the drawer", "close it"]), kept)
+    assert calls == [2]
+    encoder.encode_text(["close it", "open the drawer"])
+    assert calls == [2, 2]
+    for number in range(20):
+        encoder.encode_text([f"task {number}"])
+    assert len(encoder._texts) == 16
+    torch.testing.assert_close(encoder.encode_text(["open the drawer", "close it"]), kept)
+    assert len(calls) == 23
+    encoder.forget()
+    encoder.encode_text(["task 19"])
+    assert len(calls) == 24
+
+
+@pytest.mark.gpu
+def test_attention_is_fused_on_cuda(clip_folder: Path) -> None:
+    encoder = TextImageEncoder(*read_clip(str(clip_folder), "ViT-B-32"), dtype=torch.bfloat16).to("cuda")
+    for call in (lambda: encoder.encode_images(frames(2)), lambda: encoder.encode_text(["open the drawer"])):
+        with torch.profiler.profile() as profile:
+            call()
+        names = {event.key for event in profile.key_averages()}
+        assert any(name.startswith("aten::_scaled_dot_product_") for name in names)
+        assert not any("softmax" in name for name in names)
+
+
 def test_long_texts_are_cut_off(encoder: TextImageEncoder) -> None:
     long = "pick up the red ball and then " * 20
     torch.testing.assert_close(encoder.encode_text([long]), encoder.encode_text([long + "open the door"]))

@@ -44,6 +44,15 @@ def test_is_the_class_token_after_the_final_norm(dino_folder: Path, encoder: Ima
     torch.testing.assert_close(features.mean(-1), torch.zeros(2), atol=1e-5, rtol=0)
 
 
+def test_attention_is_fused(encoder: ImageEncoder) -> None:
+    """PyTorch's own attention runs, once a layer, and nothing writes its probabilities."""
+    with torch.profiler.profile() as profile:
+        encoder(frames(2))
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::scaled_dot_product_attention"] == 2
+    assert not any("softmax" in name for name in calls)
+
+
 def test_frames_do_not_influence_each_other(encoder: ImageEncoder) -> None:
     pictures = frames(5)
     torch.testing.assert_close(encoder(pictures)[3], encoder(pictures[3:4])[0], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,140 @@
+"""The image encoder's contestants: transformers' DINOv3 as its users call it, and ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DINOv3ViTImageProcessor, DINOv3ViTModel
+
+from genreward_fast.bench.encoder_work import (
+    SEED,
+    Call,
+    Request,
+    Work,
+    count_flops,
+    engine_call,
+    least_bytes,
+    needs_cuda,
+    random_frames,
+)
+from genreward_fast.encoders import architectures
+from genreward_fast.encoders.image import ImageEncoder
+from genreward_fast.errors import UserError
+from genreward_fast.kernels.precision import exact_products
+
+BATCH = {"paper": (1, 16, 64), "tiny": (1, 4)}
+PIXELS = {"paper": 224, "tiny": 64}
+
+
+class ClassToken(nn.Module):
+    """What an engine is made of: (N, 3, H, W) normalised pixels to (N, D)."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vit(pixel_values=pixels).pooler_output
+
+
+def works(request: Request) -> Iterator[Work]:
+    """One for every number and size of frames.
+
+    Raises:
+        UserError: the encoder takes no such frames.
+    """
+    if request.frames:
+        raise UserError("--frames: not for dino, which takes single ones; use --batch")
+    shapes = list(product(request.batch or BATCH[request.preset], request.pixels or (PIXELS[request.preset],)))
+    for _, pixels in shapes:
+        if pixels % 16:
+            raise UserError(f"--pixels {pixels}: frames have a multiple of the patch size 16")
+    library = architectures.build_dino(request.preset, SEED).eval()
+    for batch, pixels in shapes:
+        yield frames_work(request, library, random_frames(batch, pixels, pixels, 3, device=request.place))
+
+
+def frames_work(request: Request, library: DINOv3ViTModel, frames: Tensor) -> Work:
+    """The encoder on frames (N, H, W, 3), H = W."""
+    size = frames.shape[1]
+
+    def ours() -> ImageEncoder:
+        encoder = ImageEncoder(copy.deepcopy(library), size=size, dtype=request.dtype, note=request.note)
+        return encoder.to(request.place)
+
+    def plain() -> Call:
+        encoder = ours()
+        return lambda: encoder.encode(encoder.preprocess(frames)).float()
+
+    def graphed() -> Call:
+        needs_cuda(request.place)
+        encoder = ours()
+        encoder.graphs = True
+        return lambda: encoder(frames)
+
+    def engine(backend: str) -> Call:
+        encoder = ours()
+        run = engine_call(ClassToken(encoder.vit).eval(), (encoder.preprocess(frames).contiguous(),), backend)
+        return lambda: run(encoder.preprocess(frames)).float()
+
+    def eager() -> Call:
+        return library_call(copy.deepcopy(library), request.place, request.dtype, frames)
+
+    def compiled(**options: Any) -> Call:
+        model: Any = copy.deepcopy(library)
+        model.compile(dynamic=False, **options)
+        return library_call(model, request.place, request.dtype, frames)
+
+    def compiled_graph() -> Call:
+        needs_cuda(request.place)
+        return compiled(mode="reduce-overhead")
+
+    contestants: dict[str, Callable[[], Call]] = {"transformers": eager}
+    if request.compiled:
+        contestants |= {
+            "transformers, torch.compile": compiled,
+            "transformers, torch.compile, CUDA graph": compiled_graph,
+        }
+    contestants |= {"ours": plain, "ours, CUDA graph": graphed}
+    contestants |= {f"ours, {backend}": partial(engine, backend) for backend in request.engines}
+    return Work(
+        encoder="dino",
+        shape="×".join(map(str, frames.shape[:-1])),
+        flops=frames_flops(library.config, frames),
+        size=least_bytes(library, request.dtype, frames) + 4 * len(frames) * library.config.hidden_size,
+        reference=lambda: reference(library, request, frames),
+        contestants=contestants,
+    )
+
+
+def frames_flops(config: Any, frames: Tensor) -> int:
+    """Of the class tokens of frames (N, H, W, 3)."""
+    with torch.device("meta"):
+        vit: Any = DINOv3ViTModel(config).eval()
+        pixels = torch.empty(len(frames), 3, *frames.shape[1:3])
+    return count_flops(lambda: vit(pixel_values=pixels))
+
+
+def library_call(vit: Any, device: torch.device, dtype: torch.dtype, frames: Tensor) -> Call:
+    """uint8 frames through the library's own preprocessing and model, as its users write it."""
+    model = vit.to(device, dtype)
+    size = frames.shape[1]
+    processor: Any = DINOv3ViTImageProcessor(size={"height": size, "width": size})
+
+    def call() -> Tensor:
+        pixels = processor(images=list(frames.permute(0, 3, 1, 2)), return_tensors="pt")["pixel_values"]
+        return model(pixel_values=pixels.to(dtype)).pooler_output.float()
+
+    return call
+
+
+def reference(library: DINOv3ViTModel, request: Request, frames: Tensor) -> Tensor:
+    """The library's class tokens in float32, without TF32."""
+    with torch.no_grad(), exact_products():
+        return library_call(copy.deepcopy(library), request.place, torch.float32, frames)()
