@@ -104,13 +104,14 @@ class Overrides:
     eval_episodes: int | None = None
     log_every: int | None = None
     checkpoint_minutes: float | None = None
+    overlap: bool | None = None
 
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 # A resumed run may go on longer, on another device, and look at itself more or less often; the rest is what it is.
-RESUMABLE = ("steps", "minutes", "device", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes")
+RESUMABLE = ("steps", "minutes", "device", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes", "overlap")
 
 
 def resolve(preset: str, overrides: Overrides) -> RunConfig:

@@ -49,6 +49,7 @@ from genreward_fast.errors import UserError
 @click.option("--prefill", type=int, help="Steps of random actions at the start.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Of the agent's computation.")
 @click.option("--replay-capacity", type=int, help="Rows kept.")
+@click.option("--no-overlap", is_flag=True, help="Encode windows before the updates, not beside them (CUDA).")
 @click.option("--release-delay", type=int, help="Steps from a window's end until its rows may be sampled.")
 @section("Environment")
 @click.option("--camera", help="corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV.")
@@ -71,7 +72,7 @@ from genreward_fast.errors import UserError
 @click.option("--checkpoint-minutes", type=float, help="Minutes between checkpoints.")
 def train(
     preset: str | None, goal: Path | None, engine: str, out: Path | None, resume: bool, no_video: bool, no_fb: bool,
-    **flags: Any,
+    no_overlap: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Train an agent online, from pixels, with the environment's reward plus a generated one.
 
@@ -83,6 +84,7 @@ def train(
     from genreward_fast.training.start import start_run
 
     flags |= {"use_video": False if no_video else None, "use_fb": False if no_fb else None}
+    flags |= {"overlap": False if no_overlap else None}
     if resume:
         if out is None:
             raise UserError("--resume needs --out: the folder of the run to continue")
