@@ -87,7 +87,9 @@ class GenRewardVecEnv(VecEnvWrapper):
 class _Waiting:
     """One step of all environments: the arguments of `ReplayBuffer.add`, and whose reward is not complete yet."""
 
-    values: tuple[np.ndarray, ...]
+    obs: np.ndarray
+    next_obs: np.ndarray
+    action: np.ndarray
     reward: np.ndarray
     done: np.ndarray
     infos: list[dict[str, Any]]
@@ -115,8 +117,8 @@ class GenRewardReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        values = tuple(np.array(value) for value in (obs, next_obs, action))
-        self._waiting.append(_Waiting(values, np.array(reward), np.array(done), infos, np.ones(self.n_envs, bool)))
+        values = [np.array(value) for value in (obs, next_obs, action, reward, done)]  # the caller may reuse its own
+        self._waiting.append(_Waiting(*values, infos=infos, open=np.ones(self.n_envs, bool)))
         for env, info in enumerate(infos):
             rows = info.get("genreward", ())
             for step, value in zip(reversed(self._waiting), reversed(rows)):
@@ -126,4 +128,4 @@ class GenRewardReplayBuffer(ReplayBuffer):
                     step.open[env] = False
         while self._waiting and not self._waiting[0].open.any():
             step = self._waiting.popleft()
-            super().add(*step.values, step.reward, step.done, step.infos)
+            super().add(step.obs, step.next_obs, step.action, step.reward, step.done, step.infos)

@@ -7,15 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.agent import AgentConfig
-from genreward_fast.bench import agent, cosine, env, fb, parallel
+from genreward_fast.bench import agent, cosine, env, fb, parallel, reward, train
 from genreward_fast.bench.contestant import Spec
+from genreward_fast.config import Overrides, resolve
 from genreward_fast.errors import UserError
 from genreward_fast.training.device import resolve_device
 
 KERNELS = {"fb": fb, "cosine": cosine}
 
 
-def run_benchmarks(what: str, device: str, seconds: float | None, json: Path | None, **options: Any) -> None:
+def run_benchmarks(
+    what: str,
+    device: str,
+    seconds: float | None,
+    json: Path | None,
+    *,
+    envs: tuple[int, ...],
+    train_ratio: float,
+    skip_environments: bool,
+    preset: str,
+    vae: str | None,
+    dino: str | None,
+    weights: str | None,
+    steps: int | None,
+    trace: Path | None,
+    **options: Any,
+) -> None:
     """Runs one benchmark, or all of them one after the other.
 
     Raises:
@@ -24,15 +41,23 @@ def run_benchmarks(what: str, device: str, seconds: float | None, json: Path | N
     chosen = str(resolve_device(device))
     if seconds is not None and not 0 < seconds < math.inf:
         raise UserError(f"--seconds must be a positive number, not {seconds}")
-    for name in ("envs", "train_ratio"):
-        if not 0 < options[name] < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {options[name]}")
+    for name, least in (("envs", min(envs, default=1)), ("train-ratio", train_ratio)):
+        if not 0 < least < math.inf:
+            raise UserError(f"--{name} must be a positive number, not {least}")
+    flags = Overrides(vae=vae, dino=dino, weights=weights, device=chosen, train_ratio=train_ratio)
     common = [] if seconds is None else ["--seconds", str(seconds)]
-    for name in [*KERNELS, "env", "agent"] if what == "all" else [what]:
+    for name in [*KERNELS, "env", "reward", "agent", "train"] if what == "all" else [what]:
         target = json / f"{name}.json" if json is not None and what == "all" else json
         writing = [] if target is None else ["--json", str(target)]
         if name == "agent":
-            run_agent(chosen, seconds, target, **options)
+            options |= {"envs": max(envs, default=16), "train_ratio": train_ratio}
+            run_agent(chosen, seconds, target, skip_environments=skip_environments, **options)
+        elif name == "reward":
+            encoders = resolve(preset, flags).encoders
+            measured = reward.Request(encoders, chosen, envs or reward.ENVS, seconds or 2.0, not skip_environments)
+            reward.run(measured, target)
+        elif name == "train":
+            train.run(train.Request(resolve(preset, flags), envs or train.ENVS, steps, trace), target)
         elif name == "env":
             env.main([*common, *writing])
         else:

@@ -107,6 +107,26 @@ class GenReward:
         self.learn_steps = config.fb_steps if config.use_fb else 0
         self.frozen = self._fb is None
 
+    @property
+    def video_level(self) -> VideoReward:
+        """
+        Raises:
+            ValueError: this reward has none.
+        """
+        if self._video is None:
+            raise ValueError("this reward has no video level")
+        return self._video
+
+    @property
+    def frame_level(self) -> ForwardBackward:
+        """
+        Raises:
+            ValueError: this reward has none.
+        """
+        if self._fb is None:
+            raise ValueError("this reward has no frame level")
+        return self._fb
+
     @torch.no_grad()
     def features(self, frames: Tensor) -> Tensor:
         """ψ of single frames: (N, S, S, 3) uint8 to (N, D) float32."""
