@@ -117,8 +117,17 @@ class GenRewardReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        values = [np.array(value) for value in (obs, next_obs, action, reward, done)]  # the caller may reuse its own
-        self._waiting.append(_Waiting(*values, infos=infos, open=np.ones(self.n_envs, bool)))
+        self._waiting.append(
+            _Waiting(  # the caller may reuse its arrays
+                obs=np.array(obs),
+                next_obs=np.array(next_obs),
+                action=np.array(action),
+                reward=np.array(reward),
+                done=np.array(done),
+                infos=infos,
+                open=np.ones(self.n_envs, bool),
+            )
+        )
         for env, info in enumerate(infos):
             rows = info.get("genreward", ())
             for step, value in zip(reversed(self._waiting), reversed(rows)):

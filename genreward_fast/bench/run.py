@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.agent import AgentConfig
-from genreward_fast.bench import agent, cosine, env, fb, parallel, reward, train
+from genreward_fast.bench import agent, cosine, env, fb, parallel
 from genreward_fast.bench.contestant import Spec
 from genreward_fast.config import Overrides, resolve
 from genreward_fast.errors import UserError
@@ -46,17 +46,22 @@ def run_benchmarks(
             raise UserError(f"--{name} must be a positive number, not {least}")
     flags = Overrides(vae=vae, dino=dino, weights=weights, device=chosen, train_ratio=train_ratio)
     common = [] if seconds is None else ["--seconds", str(seconds)]
-    for name in [*KERNELS, "env", "reward", "agent", "train"] if what == "all" else [what]:
+    every = [*KERNELS, "env", "reward", "agent", "train"]
+    for name in every if what == "all" else [what]:
         target = json / f"{name}.json" if json is not None and what == "all" else json
         writing = [] if target is None else ["--json", str(target)]
         if name == "agent":
             options |= {"envs": max(envs, default=16), "train_ratio": train_ratio}
             run_agent(chosen, seconds, target, skip_environments=skip_environments, **options)
         elif name == "reward":
+            from genreward_fast.bench import reward  # the models' libraries take seconds to import
+
             encoders = resolve(preset, flags).encoders
             measured = reward.Request(encoders, chosen, envs or reward.ENVS, seconds or 2.0, not skip_environments)
             reward.run(measured, target)
         elif name == "train":
+            from genreward_fast.bench import train
+
             train.run(train.Request(resolve(preset, flags), envs or train.ENVS, steps, trace), target)
         elif name == "env":
             env.main([*common, *writing])

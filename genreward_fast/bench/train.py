@@ -192,7 +192,7 @@ def parts_of(run: Run, episodes: int) -> dict[str, float]:
 
 
 def trace(run: Run, target: Path) -> dict[str, float]:
-    """Writes a trace of a few ticks in which a window closes; how long they took, and how busy the device was."""
+    """Writes a trace of a few ticks in which a window closes; how long they took, and how busy a GPU was."""
     run.around_parts(torch.profiler.record_function)
     run.before_a_window_closes()
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -206,7 +206,7 @@ def trace(run: Run, target: Path) -> dict[str, float]:
     with atomic_path(target) as temporary:
         profiler.export_chrome_trace(str(temporary))
     timeline = read_timeline(target, PARTS)
-    return {"ms": timeline.length, "device busy %": 100 * timeline.busy}
+    return {"ms": timeline.length} | ({"GPU busy %": 100 * timeline.busy} if timeline.streams else {})
 
 
 def run(request: Request, target: Path | None) -> dict[str, Any]:
@@ -249,8 +249,8 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
     if request.trace is not None:
         with _started(request, max(request.envs), KINDS["FB frozen"], encoders) as traced:
             report["trace"] = trace(traced, request.trace)
-        print(f"\ntrace of {TRACED_TICKS} ticks in {request.trace}: {report['trace']['ms']:.1f} ms, ", end="")
-        print(f"the device is busy for {report['trace']['device busy %']:.1f}% of it")
+        print(f"\ntrace of {TRACED_TICKS} ticks in {request.trace}:")
+        print(table([report["trace"]]))
     if target is not None:
         write_json(target, report)
     return report

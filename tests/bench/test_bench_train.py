@@ -64,7 +64,7 @@ def test_a_run_its_parts_and_its_timeline(config, tmp_path, monkeypatch):
         assert all(value > 0 for part, value in parts.items() if part != "FB update")
         found = train.trace(run, tmp_path / "trace.json")
     assert found["ms"] > 0
-    assert found["device busy %"] == 0  # there is no device beside the host
+    assert "GPU busy %" not in found
     lanes = timeline.read_timeline(tmp_path / "trace.json", train.PARTS).parts
     assert set(train.PARTS) - {"FB update"} <= set(lanes)  # a window closes within the trace
     assert len(lanes["act"]) == train.TRACED_TICKS
