@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genreward_fast.bench.reward import ENVS, Subjects
+from genreward_fast.bench.reward import ENVS
+from genreward_fast.bench.reward_subjects import Subjects
 from genreward_fast.encoders.presets import EncoderConfig
 
 

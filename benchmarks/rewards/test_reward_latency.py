@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from genreward_fast.bench.reward import Subjects, our_calls, released_calls
+from genreward_fast.bench.reward import our_calls, released_calls
+from genreward_fast.bench.reward_subjects import Subjects
 
 WAYS = {"ours": our_calls, "released": released_calls}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from genreward_fast.bench.timeline import read_timeline
-from genreward_fast.bench.train import PARTS
+from genreward_fast.bench.training_run import PARTS
 from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path
 

@@ -14,23 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from genreward_fast.bench.released import ReleasedReward
+from genreward_fast.bench.reward_subjects import ACTIONS, Subjects
 from genreward_fast.bench.timing import device_name, table
-from genreward_fast.encoders import architectures
-from genreward_fast.encoders.image import read_dino
-from genreward_fast.encoders.presets import EncoderConfig, Encoders
-from genreward_fast.encoders.video import read_vae
+from genreward_fast.encoders.presets import EncoderConfig
 from genreward_fast.files import write_json
-from genreward_fast.goals.goal import Goal
 from genreward_fast.kernels.latent_cosine import latent_cosine
 from genreward_fast.rewards.base import total
-from genreward_fast.rewards.config import RewardConfig
-from genreward_fast.rewards.genreward import GenReward
-from genreward_fast.types import Batch, Window
 
-ACTIONS = 4
 DRAWS = 8  # of the released code's random reward
 ENVS = (1, 4, 16, 64)
 
@@ -52,86 +43,6 @@ class Request:
     envs: tuple[int, ...] = ENVS
     seconds: float = 2.0
     rendering: bool = True
-
-
-class Subjects:
-    """Our reward, the released one, and frames for both; windows of noise, so that nothing depends on a task."""
-
-    def __init__(self, config: EncoderConfig, device: torch.device):
-        self.device = device
-        self.config = RewardConfig()
-        self.encoders = Encoders(config, device)
-        self.generator = torch.Generator().manual_seed(0)
-        clip_size = config.clip_size
-        self.goal = Goal("noise", self.noise(self.config.clip_frames, clip_size), self.config.clip_frames - 1)
-        self.ours = GenReward(
-            self.goal,
-            config=self.config,
-            video_encoder=self.encoders.video,
-            image_encoder=self.encoders.image,
-            action_size=ACTIONS,
-            device=device,
-        )
-        self.ours.freeze([self._pairs(256)])
-        self.note = self.ours.note
-        self.sizes = (config.feature_size, clip_size)
-        self._config = config
-        self._released: list[ReleasedReward] = []
-
-    def noise(self, *shape: int) -> Tensor:
-        """(..., S, S, 3) uint8 pictures with large and small structure; the last of `shape` is S."""
-        *count, size = shape
-        coarse = torch.rand(int(np.prod(count)), 3, 8, 8, generator=self.generator)
-        smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
-        fine = 0.1 * torch.rand(smooth.shape, generator=self.generator)
-        return (230 * smooth + 230 * fine).byte().permute(0, 2, 3, 1).reshape(*count, size, size, 3).contiguous()
-
-    def window(self, count: int) -> Window:
-        """Windows as the trainer hands them over: frames, features and actions are on the device."""
-        steps = self.config.window
-        rows = torch.randn(count, steps, self.ours.frames.feature_dim, generator=self.generator)
-        return Window(
-            clip=self.noise(count, self.config.clip_frames, self.sizes[1]).to(self.device),
-            features=rows.to(self.device),
-            action=(torch.rand(count, steps, ACTIONS, generator=self.generator) * 2 - 1).to(self.device),
-            env_reward=torch.zeros(count, steps, device=self.device),
-            fresh=steps,
-        )
-
-    def released(self, count: int) -> list[ReleasedReward]:
-        """One of these for each environment, with our weights."""
-        if not self._released:
-            vae_source, dino_source = self._config.source("vae"), self._config.source("dino")
-            preset, seed = self._config.preset, self._config.weights_seed
-            self._vae = architectures.build_vae(preset, seed) if vae_source is None else read_vae(vae_source)
-            self._vit = architectures.build_dino(preset, seed) if dino_source is None else read_dino(dino_source)
-        fb = self.ours.frame_level
-        while len(self._released) < count:
-            self._released.append(
-                ReleasedReward(
-                    self._vae,
-                    self._vit,
-                    fb.forward_net,
-                    fb.backward_net,
-                    self.goal.clip(self.config.clip_frames, self.sizes[1]).numpy(),
-                    self.goal.frame(self.sizes[1]).numpy(),
-                    self.sizes[0],
-                    self.device,
-                )
-            )
-        return self._released[:count]
-
-    def _pairs(self, count: int) -> Batch:
-        never = torch.zeros(count, 2, dtype=torch.bool)
-        return Batch(
-            action=torch.rand(count, 2, ACTIONS, generator=self.generator) * 2 - 1,
-            reward=torch.zeros(count, 2),
-            is_first=never,
-            is_last=never,
-            is_terminal=never,
-            index=torch.zeros(count, 2, dtype=torch.long),
-            feature=torch.randn(count, 2, self.ours.frames.feature_dim, generator=self.generator),
-        )
 
 
 def our_calls(subjects: Subjects, count: int) -> dict[tuple[str, str], Callable[[], Any]]:

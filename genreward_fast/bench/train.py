@@ -6,12 +6,9 @@ in which each is waited for before and after and nothing overlaps: they say what
 
 from __future__ import annotations
 
-import functools
-import gc
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,13 @@ import torch
 
 from genreward_fast.bench.timeline import read_timeline
 from genreward_fast.bench.timing import device_name, table
+from genreward_fast.bench.training_run import PARTS, Run, started
 from genreward_fast.encoders.presets import Encoders
-from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path, write_json
-from genreward_fast.goals.goal import Goal
-from genreward_fast.rewards.genreward import GenReward
-from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.settings import RunConfig
-from genreward_fast.training.trainer import Trainer
 
 ENVS = (1, 4, 16)
-PARTS = ("env wait", "act", "feature encode", "clip encode", "FB score", "FB update", "agent updates")
 REST = "host and the rest"
 ALONE = "dense reward alone"
 TRACED_TICKS = 4
@@ -90,87 +82,6 @@ def config_of(request: Request, envs: int, kind: Kind) -> RunConfig:
     )
     reward = replace(config.reward, name=kind.reward, fb_steps=_NEVER if kind.learns else prefill + 1)
     return replace(config, train=train, reward=reward)
-
-
-class Run:
-    """A training run that has recorded its graphs and, if it is to be, frozen FB. Use as a context manager."""
-
-    def __init__(self, config: RunConfig, encoders: Encoders, folder: Path):
-        goal = None
-        if config.reward.name != "none":
-            frames = config.reward.clip_frames
-            shape = (frames, config.encoders.clip_size, config.encoders.clip_size, 3)
-            goal = Goal("noise", torch.randint(0, 256, shape, dtype=torch.uint8), frames - 1)
-        self.reward = make_reward(config.reward, goal, encoders, ACTION_SIZE, encoders.device, config.train.seed)
-        self.trainer = Trainer(config, folder, self.reward)
-        self.episode = config.env.steps + 1  # ticks; the first of them resets
-        self.window = config.reward.window
-        self._ticks = 0
-        try:
-            while self.trainer.counters.updates < 4:
-                self.tick()
-        except BaseException:
-            self.trainer.__exit__()
-            raise
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.trainer.__exit__()
-
-    def tick(self) -> None:
-        self.trainer.tick()
-        self._ticks += 1
-
-    def wait(self) -> None:
-        if self.trainer.device.type == "cuda":
-            torch.cuda.synchronize(self.trainer.device)
-
-    def episodes(self, steps: int | None) -> int:
-        """How many of every environment make up `steps`."""
-        each = self.trainer.config.train.envs * (self.episode - 1)
-        return 1 if steps is None else -(-steps // each)
-
-    def seconds(self, episodes: int) -> tuple[float, int]:
-        """Wall time of `episodes` of every environment, and the environment steps in it; windows close in all."""
-        before = self.trainer.rollout.env_steps
-        self.wait()
-        begin = time.perf_counter()
-        for _ in range(episodes * self.episode):
-            self.tick()
-        self.wait()
-        return time.perf_counter() - begin, self.trainer.rollout.env_steps - before
-
-    def before_a_window_closes(self) -> None:
-        """Ticks until the next one is the last before a window closes."""
-        while self._ticks % self.episode != self.window - 1:
-            self.tick()
-
-    def around_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> None:
-        """Every part runs inside `around(name of the part)` from now on."""
-        trainer, reward = self.trainer, self.reward
-        places: list[tuple[Any, str, str]] = [
-            (trainer.envs, "receive", "env wait"),
-            (trainer.agent, "act", "act"),
-            (trainer.agent, "update_from", "agent updates"),
-        ]
-        if isinstance(reward, GenReward):
-            places += [(reward, "features", "feature encode"), (reward, "update", "FB update")]
-            places += [(reward.video_level, "score", "clip encode"), (reward.frame_level, "score", "FB score")]
-        for owner, name, part in places:
-            setattr(owner, name, _inside(around, part, getattr(owner, name)))
-
-
-def _inside(
-    around: Callable[[str], AbstractContextManager[None]], part: str, function: Callable[..., Any]
-) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def inside(*args: Any, **kwargs: Any) -> Any:
-        with around(part):
-            return function(*args, **kwargs)
-
-    return inside
 
 
 def parts_of(run: Run, episodes: int) -> dict[str, float]:
@@ -247,7 +158,7 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
                 parts += _parts(request, envs, name, kind, encoders)
     print(f"\n{table(speeds)}\n\nparts of a step, each waited for:\n{table(parts)}")
     if request.trace is not None:
-        with _started(request, max(request.envs), KINDS["FB frozen"], encoders) as traced:
+        with started(config_of(request, max(request.envs), KINDS["FB frozen"]), encoders) as traced:
             report["trace"] = trace(traced, request.trace)
         print(f"\ntrace of {TRACED_TICKS} ticks in {request.trace}:")
         print(table([report["trace"]]))
@@ -256,27 +167,16 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
     return report
 
 
-@contextmanager
-def _started(request: Request, envs: int, kind: Kind, encoders: Encoders) -> Iterator[Run]:
-    config = config_of(request, envs, kind)
-    with tempfile.TemporaryDirectory() as folder, Run(config, encoders, Path(folder)) as started:
-        yield started
-    del started
-    gc.collect()  # an agent holds itself; its memory is wanted for the next one
-    if encoders.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def _speed(request: Request, envs: int, name: str, kind: Kind, encoders: Encoders) -> dict[str, Any]:
-    with _started(request, envs, kind, encoders) as started:
-        seconds, steps = started.seconds(started.episodes(request.steps))
+    with started(config_of(request, envs, kind), encoders) as run:
+        seconds, steps = run.seconds(run.episodes(request.steps))
     speed = steps / seconds
     return {"envs": envs, "run": name, "steps": steps, "steps/s": speed, "ms per step": 1e3 / speed}
 
 
 def _parts(request: Request, envs: int, name: str, kind: Kind, encoders: Encoders) -> list[dict[str, Any]]:
-    with _started(request, envs, replace(kind, overlap=False), encoders) as started:
-        spent = parts_of(started, 1)
+    with started(config_of(request, envs, replace(kind, overlap=False)), encoders) as run:
+        spent = parts_of(run, 1)
     whole = sum(spent.values())
     return [
         {"envs": envs, "run": name, "part": part, "ms per step": value, "%": 100 * value / whole}

@@ -13,6 +13,7 @@ import torch
 
 from genreward_fast.agent.config import NetworkSize
 from genreward_fast.bench import timeline, train
+from genreward_fast.bench.training_run import PARTS, started
 from genreward_fast.cli import main
 from genreward_fast.config import Overrides, apply, resolve
 from genreward_fast.encoders.presets import Encoders
@@ -49,8 +50,7 @@ def test_each_kind_of_run_is_what_it_says(name, config):
 def test_a_run_its_parts_and_its_timeline(config, tmp_path, monkeypatch):
     encoders = Encoders(config.encoders, "cpu")
     made = train.config_of(train.Request(config), 1, train.KINDS["FB frozen"])
-    (tmp_path / "run").mkdir()
-    with train.Run(made, encoders, tmp_path / "run") as run:
+    with started(made, encoders) as run:
         assert run.reward.frozen
         assert run.episodes(None) == run.episodes(16) == 1
         assert run.episodes(17) == 2
@@ -60,13 +60,13 @@ def test_a_run_its_parts_and_its_timeline(config, tmp_path, monkeypatch):
         assert run.trainer.counters.updates > updates
         assert seconds > 0
         parts = train.parts_of(run, 1)
-        assert set(parts) == {*train.PARTS, train.REST}
+        assert set(parts) == {*PARTS, train.REST}
         assert all(value > 0 for part, value in parts.items() if part != "FB update")
         found = train.trace(run, tmp_path / "trace.json")
     assert found["ms"] > 0
     assert "GPU busy %" not in found
-    lanes = timeline.read_timeline(tmp_path / "trace.json", train.PARTS).parts
-    assert set(train.PARTS) - {"FB update"} <= set(lanes)  # a window closes within the trace
+    lanes = timeline.read_timeline(tmp_path / "trace.json", PARTS).parts
+    assert set(PARTS) - {"FB update"} <= set(lanes)  # a window closes within the trace
     assert len(lanes["act"]) == train.TRACED_TICKS
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / "trace.json"), "--out", str(tmp_path / "a.png")])
     assert runpy.run_path(str(SCRIPT))["main"]() == 0
@@ -90,7 +90,7 @@ def test_how_busy_a_device_is(tmp_path):
     ]
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"traceEvents": events}))
-    found = timeline.read_timeline(path, train.PARTS)
+    found = timeline.read_timeline(path, PARTS)
     assert found.length == pytest.approx(10)
     assert found.parts["agent updates"] == [("agent updates", 2, 10)]
     assert {name: len(spans) for name, spans in found.streams.items()} == {"stream 7": 2, "stream 9": 1}
@@ -98,7 +98,7 @@ def test_how_busy_a_device_is(tmp_path):
     for content, says in (({}, "not a profiler's trace"), ({"traceEvents": events[2:]}, "another program")):
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=says):
-            timeline.read_timeline(path, train.PARTS)
+            timeline.read_timeline(path, PARTS)
 
 
 def test_the_command_hands_its_options_over(monkeypatch, tmp_path, capsys):
