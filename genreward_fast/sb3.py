@@ -55,6 +55,7 @@ class GenRewardVecEnv(VecEnvWrapper):
         check_episode_length(venv.get_attr("spec", 0)[0], reward)
         self.session = RewardSession(reward, venv.num_envs, venv.action_space, frames or venv.get_images, **options)
         self._all = np.arange(venv.num_envs)
+        self._actions: np.ndarray | None = None
 
     def reset(self) -> Any:
         observation = self.venv.reset()

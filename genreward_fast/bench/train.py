@@ -138,6 +138,8 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
         "benchmark": "train",
         "preset": request.config.preset,
         "note": encoders.note,
+        # Loaded before anything is measured, so that weights that are missing are missed at once.
+        "encoders": {"vae": encoders.video.fingerprint, "dino": encoders.image.fingerprint},
         "device": device_name(device),
         "torch": torch.__version__,
         "train_ratio": request.config.train.train_ratio,

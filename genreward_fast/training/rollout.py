@@ -69,6 +69,7 @@ class Rollout:
         self._action: Tensor | None = None  # what was sent to the environments last
         self._pending = PendingRewards(release_delay)
         self._scored: deque[tuple[int, dict[str, Tensor]]] = deque()  # means of scores, and the step they are due at
+        self._device = torch.zeros((), device=agent.device).device  # with its number, by which streams are found
         self._beside = functools.partial(beside, REWARD) if overlap else inline
         if isinstance(reward, EncodesWindows):
             reward.encoding = self._beside
@@ -161,7 +162,7 @@ class Rollout:
 
     def _wait_for_scores(self) -> None:
         """Lets what follows on the device wait for the windows that have been handed over; the host goes on."""
-        join(REWARD, self.agent.device)
+        join(REWARD, self._device)
 
     def _discard(self, step: EnvStep) -> None:
         for env in np.flatnonzero(step.discarded.numpy()):

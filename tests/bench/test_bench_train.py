@@ -122,6 +122,13 @@ def test_bad_options(option, value, capsys):
     assert f"{option}" in capsys.readouterr().err
 
 
+def test_missing_weights_are_missed_before_anything_is_measured(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "started", lambda *_: pytest.fail("measured"))
+    encoders = dataclasses.replace(config.encoders, vae=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        train.run(train.Request(dataclasses.replace(config, encoders=encoders)), None)
+
+
 @pytest.mark.slow
 def test_all_of_it(config, tmp_path, capsys):
     target = tmp_path / "train.json"
