@@ -6,6 +6,7 @@ times up to a result that is there, for all environments together. Both get the 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,6 +164,7 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
     results = []
     for count in request.envs:
         for way, calls in (("ours", our_calls(subjects, count)), ("released", released_calls(subjects, count))):
+            print(f"{count} environments, {way}", file=sys.stderr, flush=True)
             for (unit, part), call in calls.items():
                 times = wall_times(call, device, request.seconds)
                 p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()

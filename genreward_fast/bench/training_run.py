@@ -19,6 +19,7 @@ from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.base import RewardModel
 from genreward_fast.rewards.genreward import GenReward
 from genreward_fast.rewards.registry import make_reward
+from genreward_fast.training.logger import Progress
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.trainer import Trainer
 
@@ -59,12 +60,16 @@ class Run:
     def seconds(self, episodes: int) -> tuple[float, int]:
         """Wall time of `episodes` of every environment, and the environment steps in it; windows close in all."""
         before = self.trainer.rollout.env_steps
+        progress = Progress(episodes * self.trainer.config.train.envs * (self.episode - 1))
         self.wait()
         begin = time.perf_counter()
         for _ in range(episodes * self.episode):
             self.tick()
+            progress.show(self.trainer.rollout.env_steps - before)
         self.wait()
-        return time.perf_counter() - begin, self.trainer.rollout.env_steps - before
+        seconds = time.perf_counter() - begin
+        progress.end()
+        return seconds, self.trainer.rollout.env_steps - before
 
     def before_a_window_closes(self) -> None:
         """Ticks until the next one is the last before a window closes."""
