@@ -105,13 +105,16 @@ class Overrides:
     eval_episodes: int | None = None
     log_every: int | None = None
     checkpoint_minutes: float | None = None
+    overlap: bool | None = None
 
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
-RESUMABLE = ("steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes")
+RESUMABLE = (
+    "steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes", "overlap",
+)  # fmt: skip
 
 
 def resolve(preset: str, overrides: Overrides) -> RunConfig:

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.base import RewardModel
-from genreward_fast.rewards.session import Frames, RewardSession
+from genreward_fast.rewards.session import Frames, RewardSession, check_episode_length
 
 
 class GenRewardVectorEnv(VectorWrapper):
@@ -44,9 +44,11 @@ class GenRewardVectorEnv(VectorWrapper):
             options: see `RewardSession`.
 
         Raises:
-            UserError: the environment does not render RGB frames, or its actions are not a bounded Box.
+            UserError: the environment does not render RGB frames, its actions are not a bounded Box, or its episodes
+                are too short for a window.
         """
         super().__init__(env)
+        check_episode_length(env.spec, reward)
         if frames is None:
             _check_render_mode(env.render_mode, reward)
         self.session = RewardSession(
@@ -75,7 +77,7 @@ class GenRewardVectorEnv(VectorWrapper):
     def step(self, actions: Any) -> Any:
         """
         Raises:
-            UserError: an action is NaN or infinite.
+            UserError: an action is NaN or infinite, or of another size.
         """
         self.session.check(actions)
         observation, reward, terminated, truncated, info = self.env.step(actions)
@@ -98,6 +100,7 @@ class GenRewardEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, reward: RewardModel, *, frames: Frames | None = None, **options: Any):
         """Options and errors as for `GenRewardVectorEnv`; `frames` returns one (H, W, 3) uint8 frame."""
         super().__init__(env)
+        check_episode_length(env.spec, reward)
         if frames is None:
             _check_render_mode(env.render_mode, reward)
         frame = frames or env.render
@@ -119,7 +122,7 @@ class GenRewardEnv(gymnasium.Wrapper):
     def step(self, action: Any) -> Any:
         """
         Raises:
-            UserError: the action is NaN or infinite.
+            UserError: the action is NaN or infinite, or of another size.
         """
         self.session.check(action)
         observation, reward, terminated, truncated, info = self.env.step(action)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "cli": 7, "commands": 7, "config": 7, "doctor": 7, "bench": 7,
-    "training": 6, "wrappers": 6,
+    "training": 6, "wrappers": 6, "sb3": 6,
     "agent": 5, "rewards": 5,
     "goals": 4,
     "encoders": 3, "envs": 3,

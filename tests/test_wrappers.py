@@ -225,6 +225,30 @@ def test_bad_actions(bad):
         single.step(np.asarray([bad, 0], np.float32))
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2), (2,), ()])
+def test_actions_of_another_size(shape):
+    envs = GenRewardVectorEnv(toys(AutoresetMode.SAME_STEP), Checking())
+    envs.reset()
+    with pytest.raises(UserError, match="2 numbers for each of 2 environments"):
+        envs.step(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_episodes_that_are_always_too_short_for_a_window(steps):
+    gymnasium.register("Short-v0", Toy, max_episode_steps=steps)
+    try:
+        single = gymnasium.make("Short-v0", render_mode="rgb_array")
+        several = gymnasium.make_vec("Short-v0", 2, "sync", render_mode="rgb_array")
+    finally:
+        del gymnasium.registry["Short-v0"]
+    for wrapper, env in ((GenRewardEnv, single), (GenRewardVectorEnv, several)):
+        if steps < 4:
+            with pytest.raises(UserError, match="window of 4 steps is longer than the 3 steps"):
+                wrapper(env, Checking())
+        else:
+            assert wrapper(env, Checking()).session.windows.spec.window == 4
+
+
 def test_bad_environments_and_options():
     def vector(**options):
         return GenRewardVectorEnv(toys(AutoresetMode.SAME_STEP), Checking(), **options)

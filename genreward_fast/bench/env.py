@@ -51,7 +51,7 @@ def milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def step_parts(task: str, rendering: Any, steps: int) -> tuple[str, dict[str, float]]:
+def step_parts(task: str, rendering: Any, steps: int, sizes: tuple[int, ...] = SIZES) -> tuple[str, dict[str, float]]:
     """The name of what renders, and the median milliseconds of each part of a step."""
     from genreward_fast.envs import gl
     from genreward_fast.envs.metaworld_env import EnvConfig, MetaWorldEnv
@@ -59,9 +59,9 @@ def step_parts(task: str, rendering: Any, steps: int) -> tuple[str, dict[str, fl
     env = MetaWorldEnv(EnvConfig(task, rendering=rendering, episode_length=steps + 10))
     resets = [milliseconds(lambda: env.reset(seed=0)) for _ in range(5)]
     renderer = env.renderer
-    env.render_sizes(SIZES)  # buffers and shaders are made at the first picture
+    env.render_sizes(sizes)  # buffers and shaders are made at the first picture
     device = gl.device_name()
-    pictures = {size: np.empty((size, size, 3), np.uint8) for size in SIZES}
+    pictures = {size: np.empty((size, size, 3), np.uint8) for size in sizes}
     random = np.random.default_rng(0)
     samples: dict[str, list[float]] = {"reset (once an episode)": resets}
 
@@ -75,7 +75,7 @@ def step_parts(task: str, rendering: Any, steps: int) -> tuple[str, dict[str, fl
     for _ in range(steps):
         measure("physics and reward", env.step, random.uniform(-1, 1, 4).astype(np.float32))
         measure("scene update", renderer.update)
-        for size in SIZES:
+        for size in sizes:
             measure(f"draw {size}", draw, size)
             measure(f"read back {size}", renderer.read, size, pictures[size])
     env.close()

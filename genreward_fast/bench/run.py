@@ -10,10 +10,12 @@ from genreward_fast.agent import AgentConfig
 from genreward_fast.bench import agent, cosine, encoders, env, fb, parallel
 from genreward_fast.bench.contestant import Spec
 from genreward_fast.bench.encoder_work import Request
+from genreward_fast.config import Overrides, resolve
 from genreward_fast.errors import UserError
 from genreward_fast.training.device import resolve_device
 
 KERNELS = {"fb": fb, "cosine": cosine}
+EVERY = (*KERNELS, *encoders.ENCODERS, "env", "reward", "agent", "train")
 
 
 def run_benchmarks(
@@ -23,17 +25,25 @@ def run_benchmarks(
     json: Path | None,
     *,
     preset: str | None,
+    weights: str | None,
+    vae: str | None,
+    dino: str | None,
+    envs: tuple[int, ...],
+    train_ratio: float,
+    skip_environments: bool,
     batch: tuple[int, ...],
     frames: tuple[int, ...],
     pixels: tuple[int, ...],
     engines: tuple[str, ...],
     skip_compiled: bool,
+    steps: int | None,
+    trace: Path | None,
     **options: Any,
 ) -> None:
     """Runs one benchmark, or several one after the other.
 
     Args:
-        preset: of the encoders; None is `paper` on CUDA and `tiny` elsewhere.
+        preset: None is `paper` on CUDA and `tiny` elsewhere.
         options: of the agent's.
 
     Raises:
@@ -42,12 +52,13 @@ def run_benchmarks(
     chosen = str(resolve_device(device))
     if seconds is not None and not 0 < seconds < math.inf:
         raise UserError(f"--seconds must be a positive number, not {seconds}")
-    for name in ("envs", "train_ratio"):
-        if not 0 < options[name] < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {options[name]}")
+    for name, least in (("envs", min(envs, default=1)), ("train-ratio", train_ratio)):
+        if not 0 < least < math.inf:
+            raise UserError(f"--{name} must be a positive number, not {least}")
+    preset = preset or ("paper" if chosen.startswith("cuda") else "tiny")
     request = Request(
         device=chosen,
-        preset=preset or ("paper" if chosen.startswith("cuda") else "tiny"),
+        preset=preset,
         seconds=1.0 if seconds is None else seconds,
         batch=batch,
         frames=frames,
@@ -56,15 +67,27 @@ def run_benchmarks(
         engines=engines,
     )
     encoders.check(request)
+    flags = Overrides(vae=vae, dino=dino, weights=weights, device=chosen, train_ratio=train_ratio)
     common = [] if seconds is None else ["--seconds", str(seconds)]
-    names = [*KERNELS, *encoders.ENCODERS, "env", "agent"] if "all" in what else list(dict.fromkeys(what))
+    names = EVERY if "all" in what else tuple(dict.fromkeys(what))
     for name in names:
         target = json / f"{name}.json" if json is not None and len(names) > 1 else json
         writing = [] if target is None else ["--json", str(target)]
         if name == "agent":
-            run_agent(chosen, seconds, target, **options)
+            shape = {"envs": max(envs, default=16), "train_ratio": train_ratio}
+            run_agent(chosen, seconds, target, skip_environments=skip_environments, **shape, **options)
         elif name in encoders.ENCODERS:
             encoders.run(name, request, target)
+        elif name == "reward":
+            from genreward_fast.bench import reward  # the models' libraries take seconds to import
+
+            config = resolve(preset, flags).encoders
+            measured = reward.Request(config, chosen, envs or reward.ENVS, seconds or 2.0, not skip_environments)
+            reward.run(measured, target)
+        elif name == "train":
+            from genreward_fast.bench import train
+
+            train.run(train.Request(resolve(preset, flags), envs or train.ENVS, steps, trace), target)
         elif name == "env":
             env.main([*common, *writing])
         else:

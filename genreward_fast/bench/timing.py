@@ -106,14 +106,18 @@ def arguments(description: str, rows: list[int]) -> argparse.ArgumentParser:
     return parser
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """Results of the same keys as lines of text, under their keys."""
+    columns = list(results[0])
+    rows = [[f"{r[c]:.4g}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in results]
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in [columns, *rows])
+
+
 def report(op: str, limits: Limits, results: list[dict[str, Any]], path: Path | None) -> None:
     """Prints a table, and writes the same as JSON to `path`."""
     print(f"{op} on {limits.device}, torch {torch.__version__}")
     print(f"limits measured in this run: {limits.gigabytes_per_second:.0f} GB/s, {limits.tflops:.2f} TFLOP/s")
-    columns = list(results[0])
-    rows = [[f"{r[c]:.4g}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in results]
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    for row in [columns, *rows]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    print(table(results))
     if path is not None:
         write_json(path, {"op": op, "torch": torch.__version__, "limits": asdict(limits), "results": results})

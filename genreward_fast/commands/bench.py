@@ -12,27 +12,43 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, Sectio
 @click.command(cls=SectionedCommand)
 @click.option(
     "--what",
-    type=Choices(["agent", "vae", "dino", "clip", "fb", "cosine", "env", "all"]),
+    type=Choices(["agent", "vae", "dino", "clip", "fb", "cosine", "env", "reward", "train", "all"]),
     default="agent",
     show_default=True,
-    help="The agent's updates; encoders; the kernels of the reward; environments. Or several of them, with commas.",
+    help="The agent's updates; encoders; kernels of the reward (fb, cosine); environments; the reward's latency; "
+    "training as a whole. Or several of them, with commas.",
 )
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @click.option("--seconds", type=float, help="Of measuring, per number.  [default: each benchmark's own]")
 @click.option(
     "--json", type=FOLDER, help="Write the numbers to this file (several benchmarks: to files in this folder)."
 )
-@section("The encoders")
 @click.option(
-    "--preset",
-    type=click.Choice(["paper", "tiny"]),
-    help="Whose architectures; the weights are initial ones.  [default: paper on a GPU, else tiny]",
+    "--envs",
+    type=int,
+    multiple=True,
+    help="Environments; may be given several times, of which the agent takes the largest.  "
+    "[default: agent 16; train 1, 4, 16; reward 1, 4, 16, 64]",
 )
+@click.option(
+    "--train-ratio", type=float, default=512, show_default=True, help="Rows replayed per step, in agent and train."
+)
+@click.option("--skip-environments", is_flag=True, help="Agent and reward without the real environment.")
+@click.option(
+    "--preset", type=click.Choice(["paper", "tiny"]), help="Of all but the agent.  [default: paper on a GPU, else tiny]"
+)
+@section("The encoders (with initial weights)")
 @click.option("--batch", type=int, multiple=True, help="Clips (vae) or frames (dino) at once; may be repeated.")
 @click.option("--frames", type=int, multiple=True, help="Of a clip (vae) or of a video (clip); may be repeated.")
 @click.option("--pixels", type=int, multiple=True, help="Height and width of frames; may be repeated.")
 @click.option("--engine", "engines", multiple=True, help="Build and time this engine backend, too; may be repeated.")
 @click.option("--skip-compiled", is_flag=True, help="Without torch.compile, which takes minutes.")
+@section("The reward, and training as a whole")
+@click.option("--vae", help="Hub id or folder of the video VAE.")
+@click.option("--dino", help="Hub id or folder of DINOv3.")
+@click.option("--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights; it says so.")
+@click.option("--steps", type=int, help="Training: environment steps.  [default: an episode of every environment]")
+@click.option("--trace", type=FOLDER, help="Training: write a profiler's trace of a few ticks to this .json file.")
 @section("The agent")
 @click.option("--size", "sizes", multiple=True, default=("12M",), show_default=True, help="May be given several times.")
 @click.option(
@@ -45,11 +61,8 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, Sectio
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Sequences in an update.")
 @click.option("--batch-length", type=int, default=64, show_default=True, help="Rows in each of them.")
 @click.option("--imagination", type=int, default=15, show_default=True, help="Steps imagined from every row.")
-@click.option("--envs", type=int, default=16, show_default=True, help="Environments, for steps per second.")
-@click.option("--train-ratio", type=float, default=512, show_default=True, help="Rows replayed per step.")
 @click.option("--skip-plain", is_flag=True, help="Ours with CUDA graphs only.")
 @click.option("--skip-cold-start", is_flag=True, help="Keep the compilers' caches, and start once.")
-@click.option("--skip-environments", is_flag=True, help="No steps per second with the real environment.")
 @section("Other agents, in the same comparison")
 @click.option("--r2dreamer", type=FOLDER, help="A checkout of github.com/NM512/r2dreamer.")
 @click.option("--dreamerv3-torch", type=FOLDER, help="A checkout of github.com/NM512/dreamerv3-torch.")

@@ -53,6 +53,9 @@ from genreward_fast.errors import UserError
 @click.option("--prefill", type=int, help="Steps of random actions at the start.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Of the agent's computation.")
 @click.option("--replay-capacity", type=int, help="Rows kept.")
+@click.option(
+    "--overlap/--no-overlap", default=None, help="Encode windows beside the updates, on CUDA.  [default: before them]"
+)
 @click.option("--release-delay", type=int, help="Steps from a window's end until its rows may be sampled.")
 @section("Environment")
 @click.option("--camera", help="corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -48,6 +49,24 @@ class RewardModel(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@contextmanager
+def inline(*_: Tensor) -> Iterator[None]:
+    """What is computed in here is computed here and now: the `encoding` of a reward that nobody has moved."""
+    yield
+
+
+@runtime_checkable
+class EncodesWindows(Protocol):
+    """A reward whose scoring has a costly part that may run beside other work.
+
+    Attributes:
+        encoding: a context, given what the part reads of others, around it. Whoever puts it on a CUDA stream of its
+            own reads the results of `parts` on that stream alone, or after it.
+    """
+
+    encoding: Callable[..., AbstractContextManager[None]]
 
 
 def total(parts: dict[str, Tensor]) -> Tensor:

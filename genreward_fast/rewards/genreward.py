@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genreward_fast.errors import UserError
-from genreward_fast.rewards.base import total
+from genreward_fast.rewards.base import inline, total
 from genreward_fast.rewards.config import Credit, RewardConfig
 from genreward_fast.rewards.fb import ForwardBackward
 from genreward_fast.rewards.video import VideoReward
@@ -33,6 +34,7 @@ class GenReward:
 
     Attributes:
         frames, learn_steps, frozen: see `RewardModel`.
+        encoding: see `EncodesWindows`; around the video level.
         config: its settings.
         credit: which rows are paid; see `RewardConfig`.
         action_size: A, as given.
@@ -69,6 +71,7 @@ class GenReward:
         self.credit: Credit = config.credit
         self.action_size = action_size
         self.device = torch.device(device)
+        self.encoding: Callable[..., AbstractContextManager[None]] = inline
         self._identity: dict[str, Any] = {"reward": "genreward", "action size": action_size}
         self._video: VideoReward | None = None
         self._fb: ForwardBackward | None = None
@@ -104,6 +107,26 @@ class GenReward:
         self.learn_steps = config.fb_steps if config.use_fb else 0
         self.frozen = self._fb is None
 
+    @property
+    def video_level(self) -> VideoReward:
+        """
+        Raises:
+            ValueError: this reward has none.
+        """
+        if self._video is None:
+            raise ValueError("this reward has no video level")
+        return self._video
+
+    @property
+    def frame_level(self) -> ForwardBackward:
+        """
+        Raises:
+            ValueError: this reward has none.
+        """
+        if self._fb is None:
+            raise ValueError("this reward has no frame level")
+        return self._fb
+
     @torch.no_grad()
     def features(self, frames: Tensor) -> Tensor:
         """ψ of single frames: (N, S, S, 3) uint8 to (N, D) float32."""
@@ -126,24 +149,30 @@ class GenReward:
         "video_raw" repeats the cosine on every row, "fb_raw" is F·B of every row before standardising.
         """
         rows, steps = window.shape
-        paid = torch.zeros(steps, device=self.device)
-        paid[-(1 if self.credit == "closing" else window.fresh) :] = 1
         parts: dict[str, Tensor] = {}
         if self._video is not None:
             if window.clip is None:
                 raise ValueError("the video level needs the window's clip")
-            cosine = self._video.score(window.clip.to(self.device)).unsqueeze(-1)
-            parts["video"] = self.config.alpha * cosine * (paid / paid.sum())
-            parts["video_raw"] = cosine.expand(rows, steps)
+            clip = window.clip.to(self.device)
+            with self.encoding(clip):
+                cosine, paid = self._video.score(clip).unsqueeze(-1), self._paid(window)
+                parts["video"] = self.config.alpha * cosine * (paid / paid.sum())
+                parts["video_raw"] = cosine.expand(rows, steps)
         if self._fb is not None:
             if window.features is None:
                 raise ValueError("the frame level needs the window's features")
             features, action = window.features.to(self.device), window.action.to(self.device)
             raw = self._fb.score(features.flatten(0, 1), action.flatten(0, 1)).view(rows, steps)
             standardised = self._fb.standardised(raw) if self.frozen else torch.zeros_like(raw)
-            parts["fb"] = self.config.beta * standardised * paid
+            parts["fb"] = self.config.beta * standardised * self._paid(window)
             parts["fb_raw"] = raw
         return parts
+
+    def _paid(self, window: Window) -> Tensor:
+        """(T,) float32: 1 for the rows that are paid, 0 for the others."""
+        paid = torch.zeros(window.shape[1], device=self.device)
+        paid[-(1 if self.credit == "closing" else window.fresh) :] = 1
+        return paid
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of FB's learning on pairs of rows (T = 2); {} without FB or once it is frozen."""

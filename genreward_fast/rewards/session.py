@@ -20,6 +20,22 @@ from genreward_fast.rewards.windows import WindowCollector
 Frames = Callable[[], Any]
 
 
+def check_episode_length(spec: Any, reward: RewardModel) -> None:
+    """
+    Args:
+        spec: Gymnasium's, of the environment; None if it has none.
+
+    Raises:
+        UserError: episodes are cut before a window can close, so that nothing would ever be paid.
+    """
+    longest = getattr(spec, "max_episode_steps", None)
+    if longest is not None and reward.frames.window > longest:
+        raise UserError(
+            f"a window of {reward.frames.window} steps is longer than the {longest} steps that an episode of "
+            f"{spec.id} has at most: no window would ever close; use a shorter one, RewardConfig(window=...)"
+        )
+
+
 class RewardSession:
     """Shows a reward what N environments do, step by step, and works out what each step is paid.
 
@@ -102,9 +118,14 @@ class RewardSession:
     def check(self, actions: Any) -> None:
         """
         Raises:
-            UserError: an action is NaN or infinite.
+            UserError: an action is NaN or infinite, or has not the size that the action space says.
         """
-        values = np.asarray(actions, np.float64).reshape(self.num_envs, -1)
+        values, size = np.asarray(actions, np.float64), len(self._low)
+        if values.size != self.num_envs * size:
+            raise UserError(
+                f"actions must be {size} numbers for each of {self.num_envs} environments, not of shape {values.shape}"
+            )
+        values = values.reshape(self.num_envs, size)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise UserError(f"the action for environment {bad[0]} is not finite: {values[bad[0]].tolist()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -11,15 +12,19 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.beside import beside, join
 from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.envs.vector import VectorEnv
-from genreward_fast.rewards.base import RewardModel, total
+from genreward_fast.rewards.base import EncodesWindows, RewardModel, inline, total
 from genreward_fast.rewards.windows import ClosedWindows, WindowCollector
 from genreward_fast.training.device import one_thread
 from genreward_fast.training.metrics import Meters
 from genreward_fast.training.pending import PendingRewards
 from genreward_fast.training.replay import Replay
 from genreward_fast.types import EnvStep
+
+REWARD = "reward"
+"""The stream on which windows are encoded and their scores added up."""
 
 
 class NotFinite(Exception):
@@ -30,7 +35,8 @@ class Rollout:
     """The environments' side of training.
 
     A tick is `begin` (store the row that arrived, choose the actions, send them off) and `finish` (wait for the next
-    row); what the caller does between the two overlaps with the simulators.
+    row); what the caller does between the two overlaps with the simulators. With `overlap`, on CUDA, the encoding
+    of windows goes on beside all that, until their rows are due.
 
     Attributes:
         env_steps: actions taken so far, summed over the environments, counting action repeats.
@@ -48,6 +54,7 @@ class Rollout:
         action_repeat: int,
         release_delay: int,
         seed: int,
+        overlap: bool = False,
     ):
         self.envs, self.agent, self.reward, self.replay = envs, agent, reward, replay
         self.env_reward, self.action_repeat = env_reward, action_repeat
@@ -61,6 +68,11 @@ class Rollout:
         self._episode_start = np.zeros(envs.num_envs, np.int64)  # replay row of the open episode's first row
         self._action: Tensor | None = None  # what was sent to the environments last
         self._pending = PendingRewards(release_delay)
+        self._scored: deque[tuple[int, dict[str, Tensor]]] = deque()  # means of scores, and the step they are due at
+        self._device = torch.zeros((), device=agent.device).device  # with its number, by which streams are found
+        self._beside = functools.partial(beside, REWARD) if overlap else inline
+        if isinstance(reward, EncodesWindows):
+            reward.encoding = self._beside
         self._returns = np.zeros(envs.num_envs)
         self._successes = np.zeros(envs.num_envs, bool)
         self._lengths = np.zeros(envs.num_envs, int)
@@ -113,13 +125,21 @@ class Rollout:
     def finish(self) -> None:
         """Waits for the environments, and releases the rows that are due."""
         self._step = self.envs.receive()
-        for envs, starts, upto, values in self._pending.pop_due(self.env_steps):
+        due = self._pending.pop_due(self.env_steps)
+        scored = [means for step, means in self._scored if step <= self.env_steps]
+        if scored or any(values is not None for *_, values in due):
+            self._wait_for_scores()
+        for means in scored:
+            self.meters.add(means)
+            self._scored.popleft()
+        for envs, starts, upto, values in due:
             if values is not None:
                 self.replay.relabel(envs, starts, values)
             self.replay.release(envs, upto)
 
     def pending_state(self) -> list[dict[str, Any]]:
         """The rewards that wait for their step, for a checkpoint."""
+        self._wait_for_scores()
         return self._pending.state()
 
     def resume(self, env_steps: int, pending: list[dict[str, Any]]) -> None:
@@ -140,8 +160,13 @@ class Rollout:
             return step.success.float()
         return torch.zeros_like(step.reward)
 
+    def _wait_for_scores(self) -> None:
+        """Lets what follows on the device wait for the windows that have been handed over; the host goes on."""
+        join(REWARD, self._device)
+
     def _discard(self, step: EnvStep) -> None:
         for env in np.flatnonzero(step.discarded.numpy()):
+            self._wait_for_scores()
             first = int(self._episode_start[env])
             self._pending.drop(int(env), first)
             self.replay.rollback(int(env), first)
@@ -183,10 +208,13 @@ class Rollout:
             return
         for group in closed:
             parts = self.reward.parts(group.window)
-            self.meters.add({f"reward/{name}": value.mean() for name, value in parts.items()})
+            with self._beside(*parts.values()):
+                values = total(parts)
+                means = {f"reward/{name}": value.mean() for name, value in parts.items()}
+            self._scored.append((self.env_steps + self._pending.delay, means))
             last = rows[group.envs]
             first = last - self.reward.frames.window + 1
-            self._pending.add(self.env_steps, group.envs, first, last + 1, total(parts))
+            self._pending.add(self.env_steps, group.envs, first, last + 1, values)
         ended = np.flatnonzero(step.is_last.numpy())
         if len(ended):  # rows behind the last complete window get no generated reward
             self._pending.add(self.env_steps, ended, rows[ended], rows[ended] + 1, None)

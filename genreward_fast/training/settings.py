@@ -47,6 +47,7 @@ class TrainConfig:
         eval_every: environment steps between evaluations; 0 for one at the end only.
         eval_episodes: episodes in an evaluation.
         log_every: agent updates between two readings of the metrics.
+        overlap: on CUDA, encode windows on a stream beside the updates; no number changes.
         checkpoint_minutes: minutes between checkpoints (0: after every tick of the environments, for tests).
     """
 
@@ -65,6 +66,7 @@ class TrainConfig:
     eval_episodes: int = 10
     log_every: int = 50
     checkpoint_minutes: float = 5.0
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         for name, least in [("steps", 1), ("envs", 1), ("eval_episodes", 1), ("log_every", 1), ("replay_capacity", 1)]:

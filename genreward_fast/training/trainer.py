@@ -120,6 +120,7 @@ class Trainer:
                 action_repeat=config.env.action_repeat,
                 release_delay=train.release_delay if frames.window else 0,
                 seed=seed,
+                overlap=train.overlap,
             )
             if state is not None:
                 self._load(state)

@@ -4,7 +4,9 @@ import io
 import pytest
 import torch
 
+from genreward_fast.encoders.presets import EncoderConfig, load_video_encoder
 from genreward_fast.errors import UserError
+from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.base import RewardModel, total
 from genreward_fast.rewards.genreward import GenReward
 
@@ -123,6 +125,36 @@ def test_constant_frames_are_finite(frozen, reward_config, window, value):
         shown, clip=torch.full_like(shown.clip, value), features=torch.zeros_like(shown.features)
     )
     assert frozen.score(constant).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_constant_frames_are_finite_with_a_real_encoder(make, reward_config, window, value):
+    config = EncoderConfig(preset="tiny", clip_frame_size=16, clip_length=4)
+    encoder = load_video_encoder(config)
+    constant = torch.full((4, 16, 16, 3), value, dtype=torch.uint8)
+    only_video = dataclasses.replace(reward_config, use_fb=False)
+    shown = dataclasses.replace(window(only_video), clip=torch.stack([constant, 255 - constant, constant // 2]))
+    for video in (constant, torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand_as(constant)):
+        reward = make(goal=Goal("still", video, 0), config=only_video, video_encoder=encoder)
+        cosine = reward.parts(shown)["video_raw"]
+        assert cosine.isfinite().all()
+        assert cosine.abs().max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_goal_video_of_another_shape_is_cropped_to_its_middle_square(make, frozen, window, reward_config, side):
+    axis = {"height": 1, "width": 2}[side]
+    square = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    border = torch.full((4, 8, 8, 3), 77, dtype=torch.uint8).narrow(axis, 0, 3)
+    oblong = torch.cat([border, square, border], dim=axis)
+    shown = window(reward_config)
+    pieces = []
+    for video in (square, oblong):
+        reward = make(goal=Goal("reach", video, 2))
+        reward.load_state_dict({**frozen.state_dict(), "identity": reward.state_dict()["identity"]})
+        pieces.append(reward.parts(shown))
+    for name, value in pieces[0].items():
+        assert torch.equal(pieces[1][name], value)
 
 
 def test_a_latent_of_zeros_is_worth_nothing(make, reward_config, window):

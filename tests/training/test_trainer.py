@@ -1,5 +1,6 @@
 """The loop on the real environment, in small: a run, its folder, resuming it, signals, and what stops it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,9 +22,13 @@ from genreward_fast.encoders.presets import Encoders
 from genreward_fast.errors import TrainingDiverged, UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
 from genreward_fast.rewards.registry import make_reward
+from genreward_fast.rewards.video import VideoReward
+from genreward_fast.training import rollout
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.logger import read_metrics
+from genreward_fast.training.metrics import Meters
 from genreward_fast.training.policy import Policy
+from genreward_fast.training.replay import Replay
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.start import start_run
 from genreward_fast.training.trainer import Trainer
@@ -178,6 +183,76 @@ def test_the_same_seed_gives_the_same_run(tmp_path, goal):
         ]
         records.append(kept)
     assert records[0] == records[1]
+
+
+def test_scores_are_read_only_after_waiting_for_them(tmp_path, goal, monkeypatch):
+    """Streams mean nothing on a CPU, but the order of handing over, waiting and reading is the same."""
+    running, seen = [], {"handed over": 0, "read": 0}
+
+    @contextlib.contextmanager
+    def handed_over(name, *tensors):
+        assert tensors
+        running.append(name)
+        seen["handed over"] += 1
+        yield
+
+    def read(function):
+        def reads(self, *args):
+            if self is not trainer.rollout.meters or any(name.startswith("reward/") for name in args[0]):
+                assert not running
+                seen["read"] += 1
+            return function(self, *args)
+
+        return reads
+
+    monkeypatch.setattr(rollout, "beside", handed_over)
+    monkeypatch.setattr(rollout, "join", lambda name, device: running.clear())
+    run = _made(tmp_path)
+    with trainer_of(small_config(prefill=10_000, fb_steps=20_000), run, goal) as trainer:
+        monkeypatch.setattr(Replay, "relabel", read(Replay.relabel))
+        monkeypatch.setattr(Meters, "add", read(Meters.add))
+        while trainer.rollout.env_steps < 140:
+            trainer.tick()
+        trainer.save()
+        assert not running  # a checkpoint holds the scores that wait
+    assert seen["handed over"] >= 8  # each window's clip, and its sum
+    assert seen["read"] >= 4
+
+
+def replayed(folder, goal, device, overlap, steps):
+    """Rewards in the replay, the policy's parameters, and the metrics of a run without its summary."""
+    folder.mkdir()
+    config = small_config(device=device, overlap=overlap)
+    reward = make_reward(config.reward, goal, Encoders(config.encoders, device), 4, device)
+    with Trainer(config, folder, reward) as trainer:
+        while trainer.rollout.env_steps < steps:
+            trainer.tick()
+        count = int(trainer.replay.index.released.min())
+        _, _, rewards = trainer.replay.rows(np.arange(2), np.zeros(2, int), count)
+        values = trainer.meters.read() | trainer.rollout.meters.read()
+        return rewards.cpu(), trainer.agent.model.flat.buffer.cpu(), values, trainer.replay.draw(8)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_overlap_changes_no_number(device, tmp_path, goal, monkeypatch):
+    """With windows that take longer than the updates beside them, where there are streams."""
+    score = VideoReward.score
+
+    def late(self, clip):
+        if clip.is_cuda:
+            torch.cuda._sleep(20_000_000)  # some ten milliseconds
+        return score(self, clip)
+
+    monkeypatch.setattr(VideoReward, "score", late)
+    plain = replayed(tmp_path / "plain", goal, device, overlap=False, steps=240)
+    beside = replayed(tmp_path / "beside", goal, device, overlap=True, steps=240)
+    assert plain[0].shape[1] > 90
+    assert (plain[0][:, 1:] != 0).any()
+    assert torch.equal(plain[0], beside[0])
+    assert torch.equal(plain[1], beside[1])
+    assert plain[2] == beside[2]
+    assert {"loss/dyn", "reward/video", "reward/fb"} <= set(plain[2])
+    np.testing.assert_array_equal(plain[3], beside[3])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, goal, monkeypatch):
