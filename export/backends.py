@@ -199,7 +199,7 @@ def load_engine(path: str | Path, device: str | torch.device, weights_sha256: st
     chosen = BACKENDS[manifest.backend]
     if reason := _why_refused(manifest, chosen, place, weights_sha256):
         raise UserError(f"{path}: {reason}; build it again on this machine")
-    with payload_file(path, chosen.suffix) as (verified, payload):
+    with _user_errors(f"{path}: cannot be read"), payload_file(path, chosen.suffix) as (verified, payload):
         if verified != manifest:
             raise UserError(f"{path}: replaced while it was being loaded; try again")
         with _user_errors(f"{path}: {chosen.name} cannot load it"):

@@ -79,17 +79,22 @@ def serialized_plan(trt: Any, graph: Path, profile: Profile | None, capability: 
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(capability, 0):
             raise RuntimeError(f"this TensorRT does not build for {capability}")
-    if profile is not None:
-        shapes = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            rest = tuple(tensor.shape)[1:]
-            shapes.set_shape(tensor.name, *((batch, *rest) for batch in (1, *profile)))
-        config.add_optimization_profile(shapes)
+    if profile is not None and config.add_optimization_profile(optimization_profile(builder, network, profile)) < 0:
+        raise RuntimeError(f"TensorRT does not take batches of 1 to {profile.largest}")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError(log.errors[0] if log.errors else "TensorRT gave no plan and no reason")
     return bytes(plan)
+
+
+def optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
+    """The IOptimizationProfile in which axis 0 of every input is as `profile` says."""
+    shapes = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        rest = tuple(tensor.shape)[1:]
+        shapes.set_shape(tensor.name, *((batch, *rest) for batch in (1, *profile)))
+    return shapes
 
 
 def _parse_error(parser: Any) -> str:

@@ -1,6 +1,7 @@
 """The encoders as ONNX graphs, in ONNX Runtime and as plans of TensorRT for RTX, which need no GPU to be built."""
 
 import resource
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -16,7 +17,13 @@ from genreward_fast.encoders.presets import EncoderConfig, load_video_encoder
 from genreward_fast.encoders.video import VideoEncoder
 from genreward_fast.export.onnx_fidelity import onnx_error
 from genreward_fast.export.onnx_graph import write_onnx
-from genreward_fast.export.tensorrt_plan import Profile, parsed_graph, serialized_plan, target_capability
+from genreward_fast.export.tensorrt_plan import (
+    Profile,
+    optimization_profile,
+    parsed_graph,
+    serialized_plan,
+    target_capability,
+)
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -38,7 +45,7 @@ class Encode(nn.Module):
 class Exported(NamedTuple):
     module: nn.Module
     frames: torch.Tensor
-    graph: object
+    graph: Path
 
 
 MAX_BATCH = 5
@@ -67,7 +74,7 @@ def exported(encoder, shape, folder):
 
 
 @pytest.fixture(scope="module", params=["vae", "dino", "clip"])
-def onnx(request, tmp_path_factory):
+def exported_encoder(request, tmp_path_factory):
     if request.param == "vae":
         with seeded(1):
             vae = AutoencoderKLCogVideoX(**TWO_LEVELS)
@@ -81,25 +88,30 @@ def onnx(request, tmp_path_factory):
     return exported(encoder, shape, tmp_path_factory.mktemp(request.param))
 
 
-def test_onnx_runtime_computes_what_the_encoder_does(onnx):
-    batches = [frames_of((batch, *onnx.frames.shape[1:])) for batch in (1, 2, MAX_BATCH)]
-    cases = [((frames,), onnx.module(frames)) for frames in batches]
-    assert onnx_error(onnx.graph, onnx.module, cases) < 1e-5
+def test_onnx_runtime_computes_what_the_encoder_does(exported_encoder):
+    batches = [frames_of((batch, *exported_encoder.frames.shape[1:])) for batch in (1, 2, MAX_BATCH)]
+    cases = [((frames,), exported_encoder.module(frames)) for frames in batches]
+    assert onnx_error(exported_encoder.graph, exported_encoder.module, cases) < 1e-5
 
 
-def test_tensorrt_reads_bytes_of_any_batch_and_gives_floats(onnx):
+def test_tensorrt_reads_bytes_of_any_batch_and_gives_floats(exported_encoder):
     trt = pytest.importorskip("tensorrt_rtx")
-    network = parsed_graph(trt, onnx.graph).network
+    builder, network, *_ = parsed_graph(trt, exported_encoder.graph)
     assert (network.num_inputs, network.num_outputs) == (1, 1)
     frames, output = network.get_input(0), network.get_output(0)
-    assert (frames.dtype, tuple(frames.shape)) == (trt.DataType.UINT8, (-1, *onnx.frames.shape[1:]))
-    expected = onnx.module(onnx.frames)
+    assert frames.name == "frames"
+    assert (frames.dtype, tuple(frames.shape)) == (trt.DataType.UINT8, (-1, *exported_encoder.frames.shape[1:]))
+    expected = exported_encoder.module(exported_encoder.frames)
     assert (output.dtype, tuple(output.shape)) == (trt.DataType.FLOAT, (-1, *expected.shape[1:]))
+    range_of = optimization_profile(builder, network, Profile(2, MAX_BATCH)).get_shape("frames")
+    assert [tuple(shape) for shape in range_of] == [(n, *exported_encoder.frames.shape[1:]) for n in (1, 2, MAX_BATCH)]
 
 
-def test_tensorrt_builds_a_plan(onnx):
+def test_tensorrt_builds_a_plan(exported_encoder):
     trt = pytest.importorskip("tensorrt_rtx")
-    plan = serialized_plan(trt, onnx.graph, Profile(2, MAX_BATCH), target_capability(trt, "tensorrt-rtx", "sm_89"))
+    plan = serialized_plan(
+        trt, exported_encoder.graph, Profile(2, MAX_BATCH), target_capability(trt, "tensorrt-rtx", "sm_89")
+    )
     assert len(plan) > 10_000
 
 

@@ -121,13 +121,19 @@ def test_a_full_disk_is_one_line(slow, tmp_path, monkeypatch):
         build(tmp_path / "negative.engine", [])
     slow.error = None
 
-    def full(path, manifest, payload):
+    def full(path, *arguments):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(backends, "write_engine_file", full)
     with pytest.raises(UserError, match=r"negative\.engine: cannot be built: .*No space left on device.*; make room"):
         build(tmp_path / "negative.engine", [])
     assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    monkeypatch.setitem(backends.BACKENDS, "slow", slow)
+    build(tmp_path / "negative.engine", [])
+    monkeypatch.setattr(backends, "payload_file", full)
+    with pytest.raises(UserError, match=r"negative\.engine: cannot be read: .*No space left on device.*; make room"):
+        load_engine(tmp_path / "negative.engine", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""AOTInductor engines on a GPU."""
+"""Engines on a GPU, of every backend that builds for it and can be captured in a CUDA graph."""
 
 import pytest
 import torch
 
 from genreward_fast.errors import UserError
-from genreward_fast.export.backends import build_engine, load_engine, relative_rms_error
+from genreward_fast.export.backends import backend, build_engine, load_engine, relative_rms_error
 from genreward_fast.export.engine_file import read_manifest
 
 pytestmark = [
@@ -14,13 +14,23 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def on_gpu(request, tmp_path_factory):
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["aotinductor", "tensorrt", "tensorrt-rtx"])
+def on_gpu(request, dtype, tmp_path_factory):
+    name = request.param
+    if reason := backend(name).why_unavailable():
+        pytest.skip(reason)
+    if name == "tensorrt-rtx" and torch.cuda.get_device_capability()[0] == 9:
+        pytest.skip("TensorRT for RTX does not run on Hopper")
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 16, 3), torch.nn.GroupNorm(4, 16), torch.nn.SiLU(), torch.nn.Conv2d(16, 4, 3)]
-    module = torch.nn.Sequential(*layers).eval().to("cuda", request.param)
+    module = torch.nn.Sequential(*layers).eval().to("cuda", dtype)
     path = tmp_path_factory.mktemp("cuda") / "layers.engine"
-    build_engine(module, (torch.randn(4, 3, 16, 16, device="cuda", dtype=request.param),), path, "aotinductor")
-    return module, path, request.param
+    build_engine(module, (torch.randn(4, 3, 16, 16, device="cuda", dtype=dtype),), path, name)
+    return module, path, dtype
 
 
 def test_every_batch_size_matches_the_module(on_gpu):

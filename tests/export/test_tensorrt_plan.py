@@ -1,5 +1,6 @@
 """Real builds with TensorRT for RTX, for GPUs that are not here; one line for what cannot be built."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -81,7 +82,7 @@ def test_an_onnx_runtime_engine_is_for_any_gpu(make_encoder, make_frames, tmp_pa
 
 
 def test_the_other_flavour_builds_for_the_gpu_in_the_machine_alone(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", SimpleNamespace(__version__="11.3"))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.3"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"tensorrt builds only for the GPU in the machine; .* or use tensorrt-rtx"):
