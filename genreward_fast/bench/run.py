@@ -55,9 +55,9 @@ def run_benchmarks(
         compiled=not skip_compiled,
         engines=engines,
     )
-    encoders.check(request)
-    common = [] if seconds is None else ["--seconds", str(seconds)]
     names = [*KERNELS, *encoders.ENCODERS, "env", "agent"] if "all" in what else list(dict.fromkeys(what))
+    encoders.check([name for name in names if name in encoders.ENCODERS], request)
+    common = [] if seconds is None else ["--seconds", str(seconds)]
     for name in names:
         target = json / f"{name}.json" if json is not None and len(names) > 1 else json
         writing = [] if target is None else ["--json", str(target)]
