@@ -19,7 +19,7 @@ def measured(device: str, preset: str, seconds: float, frames: int, pixels: int)
     """All steps' numbers."""
     from genreward_fast.bench.encoder_vae_steps import steps_work
     from genreward_fast.bench.encoder_work import Request
-    from genreward_fast.bench.encoders import begin, check, timed
+    from genreward_fast.bench.encoders import begin, timed
     from genreward_fast.training.device import resolve_device
 
     if frames < 8 or frames % 8:
@@ -27,7 +27,6 @@ def measured(device: str, preset: str, seconds: float, frames: int, pixels: int)
     if pixels < 8 or pixels % 8:
         raise UserError(f"--pixels {pixels}: must be a multiple of 8")
     request = Request(str(resolve_device(device)), preset, seconds, compiled=False)
-    check(request)
     work = steps_work(request, 1, frames, pixels)
     record, limits = begin("the video encoder, step by step", request)
     record["results"] = list(timed(work, request, limits))

@@ -52,14 +52,17 @@ class Towers(nn.Module):
         return functional.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def works(request: Request) -> Iterator[Work]:
-    """One for every number and size of frames; the prompts are always those with which a goal frame is picked.
-
+def check(request: Request) -> None:
+    """
     Raises:
         UserError: `batch` is given.
     """
     if request.batch:
         raise UserError("--batch: not for clip, which takes the frames of one video; use --frames")
+
+
+def works(request: Request) -> Iterator[Work]:
+    """One for every number and size of frames; the prompts are always those with which a goal frame is picked."""
     library = architectures.build_clip(request.preset, SEED)
     library[0].eval()
     for count, pixels in product(

@@ -43,20 +43,22 @@ class ClassToken(nn.Module):
         return self.vit(pixel_values=pixels).pooler_output
 
 
-def works(request: Request) -> Iterator[Work]:
-    """One for every number and size of frames.
-
+def check(request: Request) -> None:
+    """
     Raises:
         UserError: the encoder takes no such frames.
     """
     if request.frames:
         raise UserError("--frames: not for dino, which takes single ones; use --batch")
-    shapes = list(product(request.batch or BATCH[request.preset], request.pixels or (PIXELS[request.preset],)))
-    for _, pixels in shapes:
+    for pixels in request.pixels:
         if pixels % 16:
             raise UserError(f"--pixels {pixels}: frames have a multiple of the patch size 16")
+
+
+def works(request: Request) -> Iterator[Work]:
+    """One for every number and size of frames."""
     library = architectures.build_dino(request.preset, SEED).eval()
-    for batch, pixels in shapes:
+    for batch, pixels in product(request.batch or BATCH[request.preset], request.pixels or (PIXELS[request.preset],)):
         yield frames_work(request, library, random_frames(batch, pixels, pixels, 3, device=request.place))
 
 

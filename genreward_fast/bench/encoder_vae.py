@@ -33,20 +33,27 @@ FRAMES = 16
 PIXELS = {"paper": (480, 256, 64), "tiny": (64,)}
 
 
-def works(request: Request) -> Iterator[Work]:
-    """One for every size of clips.
-
+def check(request: Request) -> None:
+    """
     Raises:
         UserError: the encoder takes no such clips.
     """
-    shapes = list(product(request.batch or (1,), request.frames or (FRAMES,), request.pixels or PIXELS[request.preset]))
-    for _, frames, pixels in shapes:
+    for _, frames, pixels in shapes(request):
         if frames % 4 > 1:
             raise UserError(f"--frames {frames}: a clip has 4n or 4n + 1 frames")
         if pixels % 8:
             raise UserError(f"--pixels {pixels}: clips' frames have a multiple of 8")
+
+
+def shapes(request: Request) -> list[tuple[int, int, int]]:
+    """Clips, frames of each, and pixels along their sides."""
+    return list(product(request.batch or (1,), request.frames or (FRAMES,), request.pixels or PIXELS[request.preset]))
+
+
+def works(request: Request) -> Iterator[Work]:
+    """One for every size of clips."""
     autoencoder = library(request.preset)
-    for batch, frames, pixels in shapes:
+    for batch, frames, pixels in shapes(request):
         yield clip_work(request, autoencoder, random_frames(batch, frames, pixels, pixels, 3, device=request.place))
 
 
@@ -81,15 +88,16 @@ def clip_work(request: Request, autoencoder: Any, clips: Tensor) -> Work:
         return lambda: run(encoder.preprocess(clips)).float()
 
     contestants: dict[str, Callable[[], Call]] = {
-        "diffusers": lambda: library_call(to_device(autoencoder, request), clips),
-        **(
-            {"diffusers, torch.compile": lambda: compiled_call(autoencoder, request, clips)} if request.compiled else {}
-        ),
+        "diffusers": lambda: library_call(to_device(autoencoder, request), clips)
+    }
+    if request.compiled:
+        contestants["diffusers, torch.compile"] = lambda: compiled_call(autoencoder, request, clips)
+    contestants |= {
         "ours": plain,
         "ours, CUDA graph": graphed,
         "ours, CUDA graph, cuDNN searched": lambda: searched(graphed()),
-        **{f"ours, {backend}": partial(engine, backend) for backend in request.engines},
     }
+    contestants |= {f"ours, {backend}": partial(engine, backend) for backend in request.engines}
     return Work(
         encoder="vae",
         shape="×".join(map(str, clips.shape[:-1])),
@@ -134,7 +142,7 @@ def to_device(autoencoder: Any, request: Request) -> Any:
 
 
 def compiled_call(autoencoder: Any, request: Request, clips: Tensor) -> Call:
-    """With weights in channels-last memory, in which the compiled convolutions are twice as fast."""
+    """With weights in channels-last memory, in which cuDNN's convolutions are faster."""
     model = to_device(autoencoder, request)
     channels_last(model.encoder)
     model.encoder.compile(dynamic=False)

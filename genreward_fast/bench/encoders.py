@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ ENCODERS = {
     "dino": "genreward_fast.bench.encoder_dino",
     "clip": "genreward_fast.bench.encoder_clip",
 }
-"""Modules with `works(request) -> Iterator[Work]`."""
+"""Modules with `check(request)`, which refuses sizes, and `works(request) -> Iterator[Work]`."""
 
 COLUMNS = {
     "ms": "ms",
@@ -42,10 +42,13 @@ LEGEND = (
 )
 
 
-def check(request: Request) -> None:
+def check(names: Iterable[str], request: Request) -> None:
     """
+    Args:
+        names: of encoders.
+
     Raises:
-        UserError: a size is not positive, or there is no such engine backend.
+        UserError: a size is not positive or none that these encoders take, or there is no such engine backend.
     """
     for name in ("batch", "frames", "pixels"):
         for value in getattr(request, name):
@@ -53,26 +56,17 @@ def check(request: Request) -> None:
                 raise UserError(f"--{name} must be at least 1, not {value}")
     for name in request.engines:
         backend(name)
+    for name in names:
+        importlib.import_module(ENCODERS[name]).check(request)
 
 
-def run(encoder: str, request: Request, path: Path | None) -> list[dict[str, Any]]:
-    """Times one encoder, prints a table row by row, and writes the same to `path` after every shape.
-
-    Raises:
-        UserError: as for `check`, or the encoder does not take inputs of these sizes.
-    """
-    check(request)
-    works = importlib.import_module(ENCODERS[encoder]).works(request)
-    work = next(works)  # refuses bad sizes before anything is printed
+def run(encoder: str, request: Request, path: Path | None) -> None:
+    """Times one encoder, prints a table row by row, and writes the same to `path` after every shape."""
     record, limits = begin(encoder, request)
-    results = record["results"]
-    while work is not None:
-        for result in timed(work, request, limits):
-            results.append(result)
+    for work in importlib.import_module(ENCODERS[encoder]).works(request):
+        record["results"] += timed(work, request, limits)
         if path is not None:
             write_json(path, record)
-        work = next(works, None)
-    return results
 
 
 def begin(title: str, request: Request) -> tuple[dict[str, Any], Limits]:

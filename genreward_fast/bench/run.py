@@ -66,10 +66,10 @@ def run_benchmarks(
         compiled=not skip_compiled,
         engines=engines,
     )
-    encoders.check(request)
     flags = Overrides(vae=vae, dino=dino, weights=weights, device=chosen, train_ratio=train_ratio)
     common = [] if seconds is None else ["--seconds", str(seconds)]
     names = EVERY if "all" in what else tuple(dict.fromkeys(what))
+    encoders.check([name for name in names if name in encoders.ENCODERS], request)
     for name in names:
         target = json / f"{name}.json" if json is not None and len(names) > 1 else json
         writing = [] if target is None else ["--json", str(target)]

@@ -225,7 +225,7 @@ def test_weights_of_the_paper_s_sizes_are_random_and_it_says_so():
         (["--what", "vae", "--pixels", "60"], "--pixels 60: clips' frames have a multiple of 8"),
         (["--what", "dino", "--pixels", "60"], "--pixels 60: frames have a multiple of the patch size 16"),
         (["--what", "dino", "--frames", "4"], "--frames: not for dino"),
-        (["--what", "clip", "--batch", "4"], "--batch: not for clip"),
+        (["--what", "dino,clip", "--batch", "4"], "--batch: not for clip"),
         (["--what", "vae", "--engine", "steam"], "steam: no such engine backend"),
         (["--what", "vae", "--preset", "huge"], "--preset"),
         (["--what", "vae", "--device", "cuda"], "sees no CUDA GPU"),
