@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from fb_meaning_data import Episode, Recorder, Sampler, replay_of, replay_of_run
-from fb_meaning_picture import draw
+from fb_meaning_data import AFTER, Episode, Recorder, Sampler, replay_of, replay_of_run
+from fb_meaning_picture import REPLAY, VARIANT, draw
 from scipy.stats import mannwhitneyu, spearmanr
 
 from genreward_fast.encoders.presets import EncoderConfig, load_image_encoder
@@ -47,7 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_fb(sample: Sampler, goal: torch.Tensor, config: FBConfig, updates: int, progress: Progress, done: int):
+def train_fb(
+    sample: Sampler, goal: torch.Tensor, config: FBConfig, updates: int, progress: Progress, done: int
+) -> ForwardBackward:
     """FB after `updates` updates on batches of `sample`, with `goal` (D,) as the run's own goal."""
     fb = ForwardBackward(config, goal, ACTION_SIZE, goal.device)
     for update in range(updates):
@@ -66,7 +68,7 @@ def scores(fb: ForwardBackward, episode: Episode, features: str, goal: torch.Ten
 
 
 def measure(fb: ForwardBackward, held_out: dict[str, list[Episode]], features: str) -> dict[str, Any]:
-    """The figures over the held-out episodes, and the curves of the first of each kind at the first expert's goal."""
+    """Spearman's correlation and AUC over the held-out episodes, their means and one by one."""
     correlations, areas = [], []
     for expert in held_out["expert"]:
         goal = expert.features[features][-1]
@@ -74,15 +76,18 @@ def measure(fb: ForwardBackward, held_out: dict[str, list[Episode]], features: s
         correlations.append(float(spearmanr(along, np.arange(len(along), 0, -1)).statistic))
         by_chance = np.concatenate([scores(fb, episode, features, goal) for episode in held_out["random"]])
         areas.append(float(mannwhitneyu(along, by_chance).statistic) / (len(along) * len(by_chance)))
-    goal = held_out["expert"][0].features[features][-1]
-    curves = {kind: scores(fb, episodes[0], features, goal).tolist() for kind, episodes in held_out.items()}
     return {
         "spearman": float(np.mean(correlations)),
         "spearman_episodes": correlations,
         "auc": float(np.mean(areas)),
         "auc_episodes": areas,
-        "curves": curves,
     }
+
+
+def curves(fb: ForwardBackward, held_out: dict[str, list[Episode]], features: str) -> dict[str, list[float]]:
+    """r_FB along the first episode of each kind, at the final frame of the expert's."""
+    goal = held_out["expert"][0].features[features][-1]
+    return {kind: scores(fb, episodes[0], features, goal).round(4).tolist() for kind, episodes in held_out.items()}
 
 
 def alike(features: torch.Tensor) -> float:
@@ -99,7 +104,7 @@ def study(task: str, options: argparse.Namespace, encoder: Any, own: Sampler | N
     episodes, held_out = options.episodes, options.held_out
     try:
         print(f"{task}: recording", file=sys.stderr, flush=True)
-        experts = recorder.experts(episodes, 0, after=20)
+        experts = recorder.experts(episodes, 0, after=AFTER)
         noisy = [recorder.noisy(1000 + seed) for seed in range(episodes)]
         chance = [recorder.random(2000 + seed) for seed in range(2 * episodes)]
         test = {"expert": recorder.experts(held_out, HELD_OUT)}
@@ -109,18 +114,20 @@ def study(task: str, options: argparse.Namespace, encoder: Any, own: Sampler | N
     finally:
         recorder.close()
     replays = {"mixed": [*experts, *noisy, *chance[:episodes]], "random": chance}
-    plan = [(f, r, v) for f in options.features for r in (*replays, *(["own"] if own else [])) for v in VARIANTS]
+    plan = [(features, replay, variant) for features in options.features for replay in replays for variant in VARIANTS]
+    if own is not None and "dino" in options.features:  # a run keeps no simulator states
+        plan += [("dino", "own", variant) for variant in VARIANTS]
     progress = Progress(len(plan) * options.updates)
     figures: list[dict[str, Any]] = []
     for features, replay, variant in plan:
-        if replay == "own" and features != "dino":
-            continue  # a run keeps no simulator states
-        sample = own if replay == "own" else replay_of(replays[replay], features, 0, device)
+        sample = own if own and replay == "own" else replay_of(replays[replay], features, 0, device)
         config = dataclasses.replace(options.fb, **VARIANTS[variant])
         goal = experts[0].features[features][experts[0].solved].to(device)
-        fb = train_fb(sample, goal, config, options.updates, progress, len(figures) * options.updates)  # type: ignore[arg-type]
+        fb = train_fb(sample, goal, config, options.updates, progress, len(figures) * options.updates)
         figures.append({"features": features, "replay": replay, "variant": variant, **measure(fb, test, features)})
         last = figures[-1]
+        if (replay, variant) == (REPLAY, VARIANT):
+            last["curves"] = curves(fb, test, features)
         line = f"{task}: {features}, {replay}, {variant}: Spearman {last['spearman']:+.2f}, AUC {last['auc']:.2f}"
         print(line, file=sys.stderr, flush=True)
     rows = {kind: sum(len(e.action) for e in parts) for kind, parts in replays.items()}
@@ -138,7 +145,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=6, help="of each kind in the replay")
     parser.add_argument("--held-out", type=int, default=4, help="episodes of each kind to measure on")
     parser.add_argument("--steps", type=int, default=100, help="of noisy, random and half-expert episodes")
-    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--updates", type=int, default=800)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--z-dim", type=int, default=32)

@@ -30,7 +30,7 @@ NOISE = 0.5
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps: features by encoder (T + 1, D) and actions (T, A), on the CPU; `solved` is the frame that shows success."""
+    """T steps: features by encoder (T + 1, D), actions (T, A), and the number of the first frame that shows success."""
 
     features: dict[str, Tensor]
     action: Tensor

@@ -9,11 +9,12 @@ import numpy as np
 
 from genreward_fast.files import atomic_path
 
+REPLAY, VARIANT = "mixed", "replay"  # what is drawn
 COLORS = {"expert": "#2f9e60", "half expert": "#d9822b", "random": "#c23b3b"}
 
 
-def draw(result: dict[str, Any], path: Path, replay: str = "mixed", variant: str = "policy, standardised") -> None:
-    """Draws the curves of `measure` for one replay and variant, each panel standardised by its random episode."""
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draws the curves of one replay and variant, each panel standardised by its random episode."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ def draw(result: dict[str, Any], path: Path, replay: str = "mixed", variant: str
     for row, features in enumerate(kinds):
         for column, task in enumerate(tasks):
             axis = axes[row, column]
-            wanted = {"features": features, "replay": replay, "variant": variant}
+            wanted = {"features": features, "replay": REPLAY, "variant": VARIANT}
             figures = result["tasks"][task]["figures"]
             entry = next(f for f in figures if all(f[name] == value for name, value in wanted.items()))
             by_chance = np.array(entry["curves"]["random"])
@@ -38,7 +39,7 @@ def draw(result: dict[str, Any], path: Path, replay: str = "mixed", variant: str
             axis.set_xlabel("step", fontsize=7)
     axes[0, 0].set_ylabel("r_FB, deviations of the random episode", fontsize=7)
     axes[0, 0].legend(fontsize=7, frameon=False)
-    title = f"r_FB at the expert's final frame; FB from the {replay} replay, next action and features: {variant}"
+    title = f"r_FB at the expert's final frame; FB from the {REPLAY} replay with the replay's next action"
     figure.suptitle(f"{title}; dino: {result['note']}" if result["note"] else title, fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from genreward_fast.errors import UserError
 from genreward_fast.kernels.fb_score import FoldedScore, fb_score, fold
 from genreward_fast.rewards.config import FBConfig
-from genreward_fast.rewards.feature_norm import FeatureNorm
 from genreward_fast.rewards.fb_losses import actor_loss, orthonormality_loss, successor_loss
 from genreward_fast.rewards.fb_networks import ActorNet, BackwardNet, ForwardNet, scaled_to_sphere
+from genreward_fast.rewards.feature_norm import FeatureNorm
 from genreward_fast.types import Batch
-
 
 # Of the noise on π_z's next action, as in TD3 (Fujimoto et al. 2018): without it F is sharpened on single actions.
 ACTOR_NOISE, ACTOR_NOISE_LIMIT = 0.2, 0.3
@@ -114,9 +113,9 @@ class ForwardBackward(nn.Module):
         return {"fb/loss": loss.detach(), **metrics, **ortho_metrics}
 
     def sample_z(self, frames: Tensor) -> Tensor:
-        """Goal vectors for n rows: (n, D) features as the networks see them, to (n, d) of norm √d, each with probability `mix` B of a frame.
+        """Goal vectors for n rows: (n, D) to (n, d) of norm √d, each with probability `mix` B of a frame.
 
-        The frames are the given ones in another order, a share `goal_mix` of them replaced by the goal.
+        Features are given as the networks see them (`seen`). The frames are the given ones in another order, a share `goal_mix` of them replaced by the goal.
         """
         rows, device = frames.shape[0], frames.device
         gaussian = torch.randn(rows, self.config.z_dim, generator=self.generator, device=device)

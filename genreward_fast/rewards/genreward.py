@@ -98,6 +98,7 @@ class GenReward:
                 "FB hidden": config.fb.hidden,
                 "FB heads": config.fb.heads,
             }
+            # Only where they differ from what older checkpoints were made with.
             if config.fb.next_action != "replay":
                 self._identity["FB next action"] = config.fb.next_action
             if config.fb.standardise_features:
