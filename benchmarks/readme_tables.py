@@ -1,10 +1,10 @@
-"""Rewrites the README's tables, and the picture of the agent's waterfall, from the files in benchmarks/results/.
+"""Rewrites the tables of README.md and docs/, and the picture of the agent's waterfall, from benchmarks/results/.
 
 Run it after a benchmark has written one.
 
 usage: python benchmarks/readme_tables.py [--check]
 
---check changes nothing, and exits with 1 if the README is out of date.
+--check changes nothing, and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -294,6 +294,19 @@ def picture_is_current() -> bool:
         return image.info.get("Description") == digest()
 
 
+def fb_meaning_table() -> str:
+    """Spearman's correlation and AUC of r_FB by features, replay and variant, in a column for each task."""
+    ((_, result),) = read("fb_meaning.json")
+    tasks = result["tasks"]
+    body: dict[tuple[str, str, str], list[str]] = {}
+    for task in tasks.values():
+        for entry in task["figures"]:
+            cells = body.setdefault((entry["features"], entry["replay"], entry["variant"]), [])
+            cells.append(f"{entry['spearman']:+.2f} / {entry['auc']:.2f}")
+    header = ["features", "FB's replay", "next action, features seen", *tasks]
+    return rows(header, [[*names, *cells] for names, cells in body.items()])
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -304,27 +317,28 @@ TABLES = {
     "learn": learn_table,
     "kernels": kernels_table,
 }
+PAGES = {"README.md": TABLES, "docs/frame_level.md": {"fb_meaning": fb_meaning_table}}
 
 
-def filled(readme: str) -> str:
-    """The README with every table between its markers replaced."""
-    for name, table in TABLES.items():
+def filled(page: str) -> str:
+    """The page with every table between its markers replaced."""
+    text = (ROOT / page).read_text()
+    for name, table in PAGES[page].items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        readme, count = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t()}\n\n{m[2]}", readme, flags=re.S)
-        assert count == 1, f"README.md has no place for the table {name}"
-    return readme
+        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t()}\n\n{m[2]}", text, flags=re.S)
+        assert count == 1, f"{page} has no place for the table {name}"
+    return text
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = filled(before)
+    pages = {page: filled(page) for page in PAGES}
     if "--check" in sys.argv[1:]:
-        return int(before != after or not picture_is_current())
+        return int(any((ROOT / page).read_text() != text for page, text in pages.items()) or not picture_is_current())
     if not picture_is_current():
         draw_waterfall(PICTURE)
-    with atomic_path(path) as temporary:
-        temporary.write_text(after)
+    for page, text in pages.items():
+        with atomic_path(ROOT / page) as temporary:
+            temporary.write_text(text)
     return 0
 
 

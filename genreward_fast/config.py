@@ -84,6 +84,8 @@ class Overrides:
     use_video: bool | None = None
     use_fb: bool | None = None
     fb_steps: int | None = None
+    fb_next_action: str | None = None
+    fb_standardise: bool | None = None
 
     vae: str | None = None
     dino: str | None = None
@@ -111,6 +113,9 @@ class Overrides:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+# Flags that belong to FB, and what its settings call them.
+FB_SETTINGS = {"fb_next_action": "next_action", "fb_standardise": "standardise_features"}
+
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
 RESUMABLE = (
     "steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes", "overlap",
@@ -135,6 +140,8 @@ def apply(config: RunConfig, overrides: Overrides) -> RunConfig:
         given["task"] = canonical(given["task"])
     if "reward" in given:
         given["name"] = given.pop("reward")
+    fb = {setting: given.pop(flag) for flag, setting in FB_SETTINGS.items() if flag in given}
+    config = replace(config, reward=replace(config.reward, fb=replace(config.reward.fb, **fb)))
     rooms = {}
     for room in ("env", "agent", "reward", "encoders", "train"):
         current = getattr(config, room)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
-from genreward_fast.config import PRESETS, Overrides, apply, resolve, resume_config
+from genreward_fast.config import FB_SETTINGS, PRESETS, Overrides, apply, resolve, resume_config
 from genreward_fast.errors import UserError
 from genreward_fast.training.settings import RunConfig, TrainConfig
 
@@ -37,8 +38,15 @@ def test_every_flag_reaches_exactly_one_room(field):
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
         "clip_frames": 8, "fb_steps": 6000,
     }  # fmt: skip
-    name = {"reward": "name"}.get(field, field)
     before = resolve("paper", Overrides())
+    if field in FB_SETTINGS:
+        value = {"fb_next_action": "policy", "fb_standardise": True}[field]
+        after = apply(before, Overrides(**{field: value}))
+        fb = replace(before.reward.fb, **{FB_SETTINGS[field]: value})
+        assert fb != before.reward.fb
+        assert after == replace(before, reward=replace(before.reward, fb=fb))
+        return
+    name = {"reward": "name"}.get(field, field)
     owners = [room for room in ROOMS if name in {f.name for f in dataclasses.fields(getattr(before, room))}]
     assert len(owners) == 1, "the first of several rooms would win"
     after = apply(before, Overrides(**{field: values.get(field, 240)}))

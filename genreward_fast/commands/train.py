@@ -43,6 +43,10 @@ from genreward_fast.errors import UserError
 @click.option("--interval", type=int, help="Steps from one window's end to the next one's.")
 @click.option("--clip-frames", type=int, help="Frames of a window that the video encoder sees.")
 @click.option("--fb-steps", type=int, help="Environment steps during which FB learns; then it is frozen and pays.")
+@click.option(
+    "--fb-next-action", type=click.Choice(["replay", "policy"]), help="FB follows the replay's actions, or an actor's."
+)
+@click.option("--fb-standardise/--no-fb-standardise", default=None, help="Whether FB sees standardised features.")
 @click.option("--no-video", is_flag=True, help="Ablation: leave the video level out.")
 @click.option("--no-fb", is_flag=True, help="Ablation: leave the frame level out.")
 @section("Agent")

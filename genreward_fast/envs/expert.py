@@ -1,4 +1,4 @@
-"""Demonstrations by the scripted experts that ship with Meta-World."""
+"""Episodes of the scripted experts that ship with Meta-World: as they are, with noise, or random from some step on."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def expert_episode(
     *,
     stop_at_success: bool = True,
     noise: float = 0.0,
+    random_from: int | None = None,
     max_steps: int | None = None,
     env: MetaWorldEnv | None = None,
 ) -> ExpertEpisode:
@@ -58,23 +59,27 @@ def expert_episode(
         sizes: sides of the frames to render at every step, in pixels; () for none.
         stop_at_success: end with the first frame that counts as solved. Several experts lose it again later.
         noise: standard deviation of the Gaussian noise added to each action before it is clipped.
+        random_from: the step from which on actions are uniformly random instead; 0 for all of them, None for none.
         max_steps: end after that many steps at the latest; None for the episode's length.
         env: an environment of this config to use; without it one is made and closed.
 
     Raises:
-        UserError: `noise` or `max_steps` is out of range.
+        UserError: `noise`, `random_from` or `max_steps` is out of range.
         ValueError: `env` has another config.
     """
     if not noise >= 0:
         raise UserError(f"noise {noise}: must not be negative")
+    if random_from is not None and random_from < 0:
+        raise UserError(f"random_from {random_from}: must not be negative")
     if max_steps is not None and max_steps < 1:
         raise UserError(f"max_steps {max_steps}: must be at least 1")
     if env is not None and env.config != config:
         raise ValueError(f"env was made from {env.config}, not {config}")
     steps = config.steps if max_steps is None else min(max_steps, config.steps)
+    scripted = steps if random_from is None else random_from
     used = MetaWorldEnv(config) if env is None else env
     try:
-        return _play(used, seed, tuple(sizes), stop_at_success, noise, steps)
+        return _play(used, seed, tuple(sizes), stop_at_success, noise, scripted, steps)
     finally:
         if env is None:
             used.close()
@@ -101,7 +106,13 @@ def expert_success(config: EnvConfig, first_seed: int, sizes: Sequence[int], att
 
 
 def _play(
-    env: MetaWorldEnv, seed: int, sizes: tuple[int, ...], stop_at_success: bool, noise: float, steps: int
+    env: MetaWorldEnv,
+    seed: int,
+    sizes: tuple[int, ...],
+    stop_at_success: bool,
+    noise: float,
+    scripted: int,
+    steps: int,
 ) -> ExpertEpisode:
     expert: Any = ENV_POLICY_MAP[f"{env.config.task}-v3"]  # declared as the abstract class of them all
     policy = expert()
@@ -110,11 +121,14 @@ def _play(
     states, actions, rewards, success = [state], [], [], []
     frames: dict[int, list[np.ndarray]] = {size: [] for size in sizes}
     _append(frames, env)
-    for _ in range(steps):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the experts ask for more than the environment gives, and say so
-            wanted = policy.get_action(state)
-        action = np.clip(wanted + noise * random.standard_normal(4), -1.0, 1.0).astype(np.float32)
+    for step in range(steps):
+        if step < scripted:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the experts ask for more than the environment gives, and say so
+                wanted = policy.get_action(state)
+            action = np.clip(wanted + noise * random.standard_normal(4), -1.0, 1.0).astype(np.float32)
+        else:
+            action = random.uniform(-1.0, 1.0, 4).astype(np.float32)
         state, reward, _, truncated, info = env.step(action)
         states.append(state)
         actions.append(action)

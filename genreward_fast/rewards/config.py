@@ -13,6 +13,7 @@ from genreward_fast.types import FrameSpec
 
 Credit = Literal["closing", "spread"]
 Reduce = Literal["min", "mean"]
+NextAction = Literal["replay", "policy"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,16 @@ class FBConfig:
         batch: pairs of consecutive rows in one update.
         mix: share of the rows whose z is B of a frame; the others get a Gaussian direction of norm √d.
         goal_mix: share of those frames that are the goal's own, so that F is trained at the z it is scored at.
+        next_action: a′ of the target. "replay" takes the next row's, as the paper does: the measure is that of the
+            behaviour which filled the replay. "policy" takes that of a small actor π_z, trained beside F and B to
+            reach what z stands for: the measure is that of going there.
+        standardise_features: whether F and B see ψ with mean 0 and deviation 1 over the experience of the learning.
     """
 
     z_dim: int = 64
     hidden: int = 512
     heads: int = 2
-    reduce: Reduce = "min"
+    reduce: Reduce = "mean"
     lr: float = 1e-4
     tau: float = 0.01
     gamma: float = 0.98
@@ -44,6 +49,8 @@ class FBConfig:
     batch: int = 1024
     mix: float = 0.5
     goal_mix: float = 0.125
+    next_action: NextAction = "replay"
+    standardise_features: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("z_dim", 1), ("hidden", 1), ("heads", 1), ("batch", 2)):
@@ -51,6 +58,8 @@ class FBConfig:
                 raise UserError(f"FB {name} must be at least {least}, not {getattr(self, name)}")
         if self.reduce not in ("min", "mean"):
             raise UserError(f"FB reduce must be min or mean, not {self.reduce!r}")
+        if self.next_action not in ("replay", "policy"):
+            raise UserError(f"--fb-next-action must be replay or policy, not {self.next_action!r}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"FB lr must be a positive number, not {self.lr}")
         if not 0 < self.tau <= 1:

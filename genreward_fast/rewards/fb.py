@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from genreward_fast.errors import UserError
 from genreward_fast.kernels.fb_score import FoldedScore, fb_score, fold
 from genreward_fast.rewards.config import FBConfig
-from genreward_fast.rewards.fb_losses import orthonormality_loss, successor_loss
-from genreward_fast.rewards.fb_networks import BackwardNet, ForwardNet, scaled_to_sphere
+from genreward_fast.rewards.fb_losses import actor_loss, orthonormality_loss, successor_loss
+from genreward_fast.rewards.fb_networks import ActorNet, BackwardNet, ForwardNet, scaled_to_sphere
+from genreward_fast.rewards.feature_norm import FeatureNorm
 from genreward_fast.types import Batch
+
+# Of the noise on π_z's next action, as in TD3 (Fujimoto et al. 2018): without it F is sharpened on single actions.
+ACTOR_NOISE, ACTOR_NOISE_LIMIT = 0.2, 0.3
 
 
 class ForwardBackward(nn.Module):
     """Learns F_k(s, a, z)·B(s′) ≈ Σ_t γᵗ P(s_{t+1} = s′ | s, a) / ρ(s′), and scores (s, a) by it at a goal.
 
-    The actions are those of the replay (a′ is the next row's), so the measure is that of the behaviour that filled it,
-    and ρ is the replay's distribution of states. States enter as features ψ(s) of one frozen encoder.
+    ρ is the replay's distribution of states, which enter as features ψ(s) of one frozen encoder. The actions after a
+    are the replay's (a′ is the next row's), so the measure is that of the behaviour that filled it; or with
+    `next_action` "policy" those of an actor π_z that learns to reach what z stands for.
 
     After Touati & Ollivier (2021). Random draws come from a generator of its own; `update` never waits for the device.
 
@@ -29,6 +34,7 @@ class ForwardBackward(nn.Module):
         goal: (D,) float32, ψ(g).
         mean, deviation: 0-d, of the raw score over the rows that `freeze` was given; 0 and 1 before.
         frozen: whether learning is over.
+        actor: π(s, z), or None where the next action is the replay's.
     """
 
     goal: Tensor
@@ -44,6 +50,10 @@ class ForwardBackward(nn.Module):
         weights = torch.Generator().manual_seed(seed)  # on the CPU: the same weights on every device
         self.forward_net = ForwardNet(action_size=action_size, heads=config.heads, generator=weights, **sizes)
         self.backward_net = BackwardNet(generator=weights, **sizes)
+        self.actor: ActorNet | None = None
+        if config.next_action == "policy":
+            self.actor = ActorNet(action_size=action_size, generator=weights, **sizes)
+        self.feature_norm = FeatureNorm(self.feature_dim) if config.standardise_features else None
         self.forward_target = copy.deepcopy(self.forward_net).requires_grad_(False)
         self.backward_target = copy.deepcopy(self.backward_net).requires_grad_(False)
         self.register_buffer("goal", goal.detach().float().reshape(-1).clone())
@@ -54,9 +64,10 @@ class ForwardBackward(nn.Module):
         self.generator = torch.Generator(device=self.goal.device).manual_seed(seed)
         self._online: list[Tensor] = [*self.forward_net.parameters(), *self.backward_net.parameters()]
         self._target: list[Tensor] = [*self.forward_target.parameters(), *self.backward_target.parameters()]
+        self._actor: list[Tensor] = [] if self.actor is None else list(self.actor.parameters())
         # On CUDA the step counter lives on the device, so that an update can be captured in a CUDA graph.
         cuda = self.goal.is_cuda
-        self._optimizer = torch.optim.Adam(self._online, lr=config.lr, fused=cuda, capturable=cuda)
+        self._optimizer = torch.optim.Adam([*self._online, *self._actor], lr=config.lr, fused=cuda, capturable=cuda)
         self._folded: FoldedScore | None = None
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -71,11 +82,15 @@ class ForwardBackward(nn.Module):
         if self.frozen:
             raise RuntimeError("a frozen forward-backward representation does not learn")
         feature, action, is_first, is_terminal = self._pairs(batch)
+        if self.feature_norm is not None:
+            self.feature_norm.observe(feature[:, 0])
+            feature = self.feature_norm(feature)
         weight = (~is_first[:, 1]).float()
         discount = self.config.gamma * (~is_terminal[:, 1]).float()
         with torch.no_grad():
             z = self.sample_z(feature[:, 1])
-            target_forward = self.forward_target(feature[:, 1], action[:, 1], z)
+            next_action = action[:, 1] if self.actor is None else self._noisy(self.actor(feature[:, 1], z))
+            target_forward = self.forward_target(feature[:, 1], next_action, z)
             target_backward = self.backward_target(feature[:, 1])
         forward = self.forward_net(feature[:, 0], action[:, 0], z)
         backward = self.backward_net(feature[:, 1])
@@ -86,6 +101,11 @@ class ForwardBackward(nn.Module):
         loss = measure_loss + self.config.ortho * ortho_loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.actor is not None:
+            policy_forward = self.forward_net(feature[:, 0], self.actor(feature[:, 0], z), z)
+            policy_loss, actor_metrics = actor_loss(policy_forward, z, self.config.reduce)
+            policy_loss.backward(inputs=self._actor)
+            metrics |= actor_metrics
         self._optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._target, self._online, self.config.tau)
@@ -93,24 +113,33 @@ class ForwardBackward(nn.Module):
         return {"fb/loss": loss.detach(), **metrics, **ortho_metrics}
 
     def sample_z(self, frames: Tensor) -> Tensor:
-        """Goal vectors for n rows: (n, D) features, to (n, d) of norm √d, each with probability `mix` B of a frame.
+        """Goal vectors for n rows: (n, D) to (n, d) of norm √d, each with probability `mix` B of a frame.
 
-        The frames are the given ones in another order, a share `goal_mix` of them replaced by the goal.
+        Features are given as the networks see them (`seen`). The frames are the given ones in another order, a share `goal_mix` of them replaced by the goal.
         """
         rows, device = frames.shape[0], frames.device
         gaussian = torch.randn(rows, self.config.z_dim, generator=self.generator, device=device)
         order = torch.randperm(rows, generator=self.generator, device=device)
         draw = torch.rand(rows, 2, generator=self.generator, device=device)
-        shown = torch.where(draw[:, :1] < self.config.goal_mix, self.goal, frames[order])
+        shown = torch.where(draw[:, :1] < self.config.goal_mix, self.seen(self.goal), frames[order])
         return torch.where(draw[:, 1:] < self.config.mix, self.backward_net(shown), scaled_to_sphere(gaussian))
+
+    def seen(self, feature: Tensor) -> Tensor:
+        """What the networks see of features (..., D): the same, or standardised (`FBConfig.standardise_features`)."""
+        return feature if self.feature_norm is None else self.feature_norm(feature)
+
+    def _noisy(self, action: Tensor) -> Tensor:
+        """Actions with clipped Gaussian noise, within [-1, 1]."""
+        noise = torch.randn(action.shape, generator=self.generator, device=action.device) * ACTOR_NOISE
+        return (action + noise.clamp(-ACTOR_NOISE_LIMIT, ACTOR_NOISE_LIMIT)).clamp(-1, 1)
 
     @torch.no_grad()
     def score(self, feature: Tensor, action: Tensor) -> Tensor:
         """Raw r_FB = reduce_k F_k(s, a, z_g)·B(g) with z_g = B(g): (M, D), (M, A) to (M,) float32."""
         if self._folded is None:
-            z = self.backward_net(self.goal)
+            z = self.backward_net(self.seen(self.goal))
             self._folded = fold(self.forward_net, z, z)
-        return fb_score(feature.float(), action.float(), self._folded, reduce=self.config.reduce)
+        return fb_score(self.seen(feature.float()), action.float(), self._folded, reduce=self.config.reduce)
 
     def standardised(self, raw: Tensor) -> Tensor:
         """Raw scores to mean 0 and deviation 1 over the rows that `freeze` was given."""
@@ -160,6 +189,8 @@ class ForwardBackward(nn.Module):
         if not self.frozen:
             self.forward_net.requires_grad_(True)
             self.backward_net.requires_grad_(True)
+            if self.actor is not None:
+                self.actor.requires_grad_(True)
         self._folded = None
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -76,3 +76,16 @@ def orthonormality_loss(backward: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     off_diagonal = off_diagonal_sum(gram.square()).sum() / (rows * max(rows - 1, 1))
     loss = off_diagonal - 2 * gram.diagonal().mean()
     return loss, {"fb/orthonormality": loss.detach()}
+
+
+def actor_loss(forward: Tensor, z: Tensor, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+    """−mean reduce_k F_k(s, π(s, z), z)·z: π_z maximises the return of the reward that z stands for.
+
+    Touati & Ollivier (2021), section 4: the policy of z is greedy with respect to F(s, ·, z)·z.
+
+    Args:
+        forward: (K, n, d), F_k(s, π(s, z), z), with gradient with respect to the action.
+        z: (n, d).
+    """
+    value = reduce_heads((forward * z).sum(-1), reduce).mean()
+    return -value, {"fb/actor_value": value.detach()}

@@ -1,4 +1,4 @@
-"""The two networks of the forward-backward representation: F(ψ(s), a, z) and B(ψ(s′)).
+"""The networks of the forward-backward representation: F(ψ(s), a, z), B(ψ(s′)), and the actor π(ψ(s), z).
 
 Touati & Ollivier, "Learning One Representation to Optimize All Rewards" (2021), section 4; layer widths from GenReward.
 """
@@ -65,24 +65,45 @@ class ForwardNet(nn.Module):
         return self.last(torch.relu(self.second(hidden)))
 
 
-class BackwardNet(nn.Module):
-    """B(s′): ψ(s′) → Linear → LayerNorm → tanh → Linear → ReLU → Linear to d, scaled to norm √d."""
+class _Body(nn.Module):
+    """inputs → Linear → LayerNorm → tanh → Linear → ReLU → Linear: what B and the actor are made of."""
 
-    def __init__(self, feature_dim: int, z_dim: int, hidden: int, generator: torch.Generator):
+    def __init__(self, inputs: int, outputs: int, hidden: int, generator: torch.Generator):
         super().__init__()
         # Without the layers' own initialisation, which draws from the global generator.
-        self.first = nn.utils.skip_init(nn.Linear, feature_dim, hidden)
+        self.first = nn.utils.skip_init(nn.Linear, inputs, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.second = nn.utils.skip_init(nn.Linear, hidden, hidden)
-        self.last = nn.utils.skip_init(nn.Linear, hidden, z_dim)
+        self.last = nn.utils.skip_init(nn.Linear, hidden, outputs)
         for layer in (self.first, self.second, self.last):
             nn.init.orthogonal_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
 
+    def _output(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.norm(self.first(inputs)))
+        return self.last(torch.relu(self.second(hidden)))
+
+
+class BackwardNet(_Body):
+    """B(s′): ψ(s′) → Linear → LayerNorm → tanh → Linear → ReLU → Linear to d, scaled to norm √d."""
+
+    def __init__(self, feature_dim: int, z_dim: int, hidden: int, generator: torch.Generator):
+        super().__init__(feature_dim, z_dim, hidden, generator)
+
     def forward(self, feature: Tensor) -> Tensor:
         """(..., D) to (..., d), each of norm √d."""
-        hidden = torch.tanh(self.norm(self.first(feature)))
-        return scaled_to_sphere(self.last(torch.relu(self.second(hidden))))
+        return scaled_to_sphere(self._output(feature))
+
+
+class ActorNet(_Body):
+    """π(s, z): [ψ(s), z] → Linear → LayerNorm → tanh → Linear → ReLU → Linear → tanh, a deterministic action."""
+
+    def __init__(self, feature_dim: int, action_size: int, z_dim: int, hidden: int, generator: torch.Generator):
+        super().__init__(feature_dim + z_dim, action_size, hidden, generator)
+
+    def forward(self, feature: Tensor, z: Tensor) -> Tensor:
+        """(M, D), (M, d) to (M, A) in (-1, 1)."""
+        return torch.tanh(self._output(torch.cat([feature, z], dim=-1)))
 
 
 def scaled_to_sphere(vectors: Tensor) -> Tensor:

@@ -101,6 +101,11 @@ class GenReward:
                 "FB hidden": config.fb.hidden,
                 "FB heads": config.fb.heads,
             }
+            # Only where they differ from what older checkpoints were made with.
+            if config.fb.next_action != "replay":
+                self._identity["FB next action"] = config.fb.next_action
+            if config.fb.standardise_features:
+                self._identity["FB features"] = "standardised"
         used = [encoder for encoder in (video_encoder, image_encoder) if encoder is not None]
         self.note = next((encoder.note for encoder in used if encoder.note), "")
         self.frames = config.frame_spec(clip_size, feature_size, feature_dim)

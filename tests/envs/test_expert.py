@@ -56,6 +56,20 @@ def test_noise_is_seeded():
     assert without.first_success is None
 
 
+def test_random_actions_take_over():
+    env = MetaWorldEnv(PICK_PLACE)
+    options = {"stop_at_success": False, "max_steps": 60, "env": env}
+    scripted = expert_episode(PICK_PLACE, 0, (), **options).actions
+    half = expert_episode(PICK_PLACE, 0, (), random_from=20, **options).actions
+    chance = expert_episode(PICK_PLACE, 0, (), random_from=0, **options).actions
+    assert np.array_equal(half[:20], scripted[:20])
+    for actions in (half[20:], chance):  # uniform in [-1, 1]: deviation 0.58 in each of the four dimensions
+        assert not np.isin(actions, scripted).any()
+        assert np.abs(actions).max() <= 1
+        assert 0.4 < actions.std(axis=0).min() <= actions.std(axis=0).max() < 0.8
+    assert np.array_equal(chance, expert_episode(PICK_PLACE, 0, (), random_from=0, **options).actions)
+
+
 def test_seeds_are_tried_until_one_succeeds(monkeypatch):
     from genreward_fast.envs import expert
 
@@ -78,7 +92,7 @@ def test_too_short_an_episode_never_succeeds():
         expert_success(EnvConfig("pick-place", episode_length=5), 0, (), attempts=2)
 
 
-@pytest.mark.parametrize("options", [{"noise": -1.0}, {"noise": float("nan")}, {"max_steps": 0}])
+@pytest.mark.parametrize("options", [{"noise": -1.0}, {"noise": float("nan")}, {"max_steps": 0}, {"random_from": -1}])
 def test_bad_options_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         expert_episode(PICK_PLACE, 0, (), **options)

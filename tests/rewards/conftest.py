@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,6 +85,12 @@ def make_pairs(count: int, feature_dim: int = 5, action_size: int = 2, seed: int
     )
 
 
+def make_pairs_of(feature: Tensor, action: Tensor) -> Batch:
+    """(B, 2, D) and (B, 2, A) as pairs of rows, none of which begins or ends an episode."""
+    count = len(feature)
+    return dataclasses.replace(make_pairs(count), feature=feature, action=action)
+
+
 def make_window(reward_config: RewardConfig, count: int = 3, fresh: int | None = None, seed: int = 0) -> Window:
     """Windows of seeded noise that fit the tiny encoders."""
     generator = torch.Generator().manual_seed(seed)
@@ -120,6 +127,22 @@ def reward_config(fb_config: FBConfig) -> RewardConfig:
 @pytest.fixture
 def pairs() -> Callable[..., Batch]:
     return make_pairs
+
+
+@pytest.fixture
+def pairs_of() -> Callable[[Tensor, Tensor], Batch]:
+    return make_pairs_of
+
+
+@pytest.fixture
+def r_squared() -> Callable[[Tensor, Tensor], float]:
+    """The share of the truth's variance that the learned values explain; negative for worse than its mean."""
+
+    def of(learned: Tensor, truth: Tensor) -> float:
+        error = (learned.double() - truth).square().sum()
+        return 1 - (error / (truth - truth.mean()).square().sum()).item()
+
+    return of
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.fb import ForwardBackward
+from genreward_fast.rewards.fb_losses import actor_loss
+
+VARIANTS = [{}, {"next_action": "policy"}, {"standardise_features": True, "next_action": "policy"}]
 
 
 @pytest.fixture
@@ -46,7 +49,8 @@ def test_targets_move_by_tau(make, pairs):
     assert not any(value.requires_grad for value in fb.forward_target.parameters())
 
 
-def test_update_reads_nothing_back_from_the_device(make, pairs, monkeypatch):
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_update_reads_nothing_back_from_the_device(make, pairs, monkeypatch, changes):
     class Reads(TorchDispatchMode):
         count = 0
 
@@ -54,7 +58,7 @@ def test_update_reads_nothing_back_from_the_device(make, pairs, monkeypatch):
             self.count += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
-    fb = make()
+    fb = make(**changes)
     monkeypatch.setattr(fb._optimizer, "step", lambda: None)  # on the CPU, Adam reads its own step counter
     batch = pairs(32)
     with Reads() as reads:
@@ -121,6 +125,79 @@ def test_score_is_f_at_the_goal_times_b_of_the_goal(make, pairs, reduce):
         torch.testing.assert_close(fb.score(feature, action), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_actor_changes_neither_the_first_weights_nor_how_a_score_is_made(make, pairs):
+    plain, fb = make(), make(next_action="policy")
+    assert plain.actor is None
+    assert torch.equal(parameters(plain.forward_net), parameters(fb.forward_net))
+    feature, action = torch.randn(7, 5), torch.rand(7, 2)
+    assert torch.equal(plain.score(feature, action), fb.score(feature, action))
+    fb.update(pairs(32))
+    with torch.no_grad():
+        z = fb.backward_net(fb.goal)
+        expected = (fb.forward_net(feature, action, z.expand(7, -1)) @ z).mean(0)
+    torch.testing.assert_close(fb.score(feature, action), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_actor_climbs_and_leaves_f_alone(make, pairs):
+    fb = make(next_action="policy", mix=1.0, goal_mix=1.0)
+    batch = pairs(32)
+    before = parameters(fb.actor)
+    fb.update(batch)
+    assert not torch.equal(before, parameters(fb.actor))
+    # The gradient of F is that of the measure's loss, whatever the actor's is.
+    gradient = [value.grad.clone() for value in fb.forward_net.parameters()]
+    twin = make(next_action="policy", mix=1.0, goal_mix=1.0)
+    twin.actor.last.bias.register_hook(lambda grad: 100 * grad)
+    twin.update(batch)
+    assert all(torch.equal(value.grad, other) for value, other in zip(twin.forward_net.parameters(), gradient))
+    # With F and B held still, π's action becomes worth more.
+    for group in (fb._online, fb._target):
+        for value in group:
+            value.requires_grad_(False)
+    z = fb.backward_net(fb.goal).expand(32, -1)
+    optimizer = torch.optim.Adam(fb.actor.parameters(), lr=1e-3)
+
+    def worth():
+        return actor_loss(fb.forward_net(batch.feature[:, 0], fb.actor(batch.feature[:, 0], z), z), z, "mean")[0]
+
+    first = worth().item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        worth().backward()
+        optimizer.step()
+    assert worth().item() < first - 1e-3
+
+
+def test_features_are_standardised_by_what_was_seen(make, pairs):
+    fb = make(standardise_features=True)
+    shift = torch.tensor([100.0, 0.0, -50.0, 0.0, 7.0])
+    batches = [
+        dataclasses.replace(batch, feature=3 * batch.feature + shift)
+        for batch in (pairs(40, seed=seed) for seed in range(3))
+    ]
+    for batch in batches:
+        fb.update(batch)
+    rows = torch.cat([batch.feature[:, 0] for batch in batches])
+    torch.testing.assert_close(fb.feature_norm.mean, rows.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fb.feature_norm.deviation, rows.std(0, correction=0), rtol=1e-4, atol=1e-4)
+    seen = fb.seen(rows)
+    torch.testing.assert_close(seen.std(0, correction=0), torch.ones(5), rtol=1e-3, atol=1e-3)
+    action = torch.rand(len(rows), 2)
+    with torch.no_grad():
+        z = fb.backward_net(fb.seen(fb.goal))
+        expected = (fb.forward_net(seen, action, z.expand(len(rows), -1)) @ z).mean(0)
+    torch.testing.assert_close(fb.score(rows, action), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_feature_that_never_varies_stays_small(make, pairs):
+    fb = make(standardise_features=True)
+    batch = pairs(32)
+    batch.feature[..., 2] = 1000.0
+    fb.update(batch)
+    assert fb.seen(batch.feature)[..., 2].abs().max() < 1
+    assert fb.seen(batch.feature).isfinite().all()
+
+
 def test_freezing_standardises(make, pairs):
     fb = make()
     fb.update(pairs(32))
@@ -160,8 +237,9 @@ def test_freezing_without_experience(make):
         make().freeze([])
 
 
-def test_state_makes_the_next_update_identical(make, pairs):
-    one, two = make(seed=0), make(seed=1)
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_state_makes_the_next_update_identical(make, pairs, changes):
+    one, two = make(seed=0, **changes), make(seed=1, **changes)
     for seed in range(3):
         one.update(pairs(32, seed=seed))
     file = io.BytesIO()
@@ -172,7 +250,7 @@ def test_state_makes_the_next_update_identical(make, pairs):
     assert first == second
     assert torch.equal(parameters(one), parameters(two))
     one.freeze([pairs(32)])
-    three = make(seed=2)
+    three = make(seed=2, **changes)
     three.load_state_dict(one.state_dict())
     assert three.frozen
     probe = torch.randn(4, 5), torch.rand(4, 2)

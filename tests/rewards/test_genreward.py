@@ -4,6 +4,7 @@ import io
 import pytest
 import torch
 
+from genreward_fast.encoders import presets
 from genreward_fast.encoders.presets import EncoderConfig, load_video_encoder
 from genreward_fast.errors import UserError
 from genreward_fast.goals.goal import Goal
@@ -196,6 +197,25 @@ def test_ablations(make, reward_config, window, pairs):
         only_fb.score(window(only_video.config))
 
 
+def test_one_image_encoder_serves_the_whole_process(reward_config, tiny_goal, monkeypatch):
+    loaded = []
+    real = presets.load_image_encoder
+    monkeypatch.setattr(presets, "load_image_encoder", lambda *args: loaded.append(real(*args)) or loaded[-1])
+    presets._shared.cache_clear()
+    config = dataclasses.replace(reward_config, use_video=False)
+    goals = [dataclasses.replace(tiny_goal, seed=seed) for seed in range(3)]
+    rewards = [GenReward(goal, "tiny", config=config, device="cpu") for goal in goals]
+    frames = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    features = [reward.features(frames) for reward in rewards]
+    assert len(loaded) == 1
+    assert torch.equal(features[0], features[2])
+    assert all(reward._image_encoder is loaded[0] for reward in rewards)
+    # FB learns from features: no encoder is part of it, so none is copied into its targets or its checkpoint.
+    size = sum(value.numel() for value in loaded[0].parameters())
+    assert not any(module is loaded[0] for module in rewards[0]._fb.modules())
+    assert sum(value.numel() for value in rewards[0]._fb.parameters()) < size
+
+
 def test_the_state_makes_equal_rewards(make, frozen, reward_config, window):
     file = io.BytesIO()
     torch.save(frozen.state_dict(), file)
@@ -212,6 +232,10 @@ def test_a_state_made_with_something_else_is_refused(
 ):
     state = frozen.state_dict()
     narrow = dataclasses.replace(reward_config, fb=dataclasses.replace(reward_config.fb, hidden=8))
+    policy, standardised = (
+        dataclasses.replace(reward_config, fb=dataclasses.replace(reward_config.fb, **changes))
+        for changes in ({"next_action": "policy"}, {"standardise_features": True})
+    )
     others = {
         "goal": make(goal=dataclasses.replace(tiny_goal, seed=1)),
         "video encoder video-1.*video-2": make(video_encoder=type(video_encoder)("video-2")),
@@ -219,6 +243,8 @@ def test_a_state_made_with_something_else_is_refused(
         "feature size 5.*7": make(image_encoder=type(image_encoder)(7)),
         "action size 2.*3": make(action_size=3),
         "FB hidden 16.*8": make(config=narrow),
+        "FB next action none.*policy": make(config=policy),
+        "FB features none.*standardised": make(config=standardised),
         "goal frame .*none": make(config=dataclasses.replace(reward_config, use_fb=False)),
     }
     for message, reward in others.items():
