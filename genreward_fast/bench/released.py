@@ -74,11 +74,11 @@ class ReleasedReward:
 
     @torch.no_grad()
     def frame(self, frame: np.ndarray, action: np.ndarray) -> float:
-        """Raw r_FB of one (H, W, 3) uint8 frame and (A,) action: min over F's heads of F(s, a, B(g))·B(g)."""
+        """Raw r_FB of one (H, W, 3) uint8 frame and (A,) action: mean over F's heads of F(s, a, B(g))·B(g)."""
         z = self.backward_net(self.feature(self.goal_frame))
         taken = torch.from_numpy(action)[None].to(self.device)
         heads = self.forward_net(self.feature(frame), taken, z)
-        return min((head * z).sum().item() for head in heads)
+        return sum((head * z).sum().item() for head in heads) / len(heads)
 
     def _latent(self, frames: np.ndarray, sample: bool) -> Tensor:
         pixels = torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)[None]
