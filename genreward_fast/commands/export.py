@@ -24,7 +24,11 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
 @click.option("--device", help=DEVICE_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an engine in --out that differs from the one asked for.")
 @section("What they take")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: as in training]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="[default: float32; on a GPU float16, clip float32]",
+)
 @click.option("--max-batch", type=int, help="Clips or frames at once; more are split.  [default: vae 4, others 64]")
 @click.option("--clip-frames", type=int, help="Frames of a window that the video encoder sees, as for training.")
 @section("Weights")

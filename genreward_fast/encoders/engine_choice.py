@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from genreward_fast.encoders.engine_cache import Say, cached_engine
-from genreward_fast.encoders.engine_source import SUFFIX, EncoderT, EngineSource
+from genreward_fast.encoders.engine_source import SUFFIX, EncoderT, EngineSource, engine_dtype
 from genreward_fast.encoders.fastest_engine import TORCH, use_fastest
 from genreward_fast.errors import UserError
 from genreward_fast.export.backends import BACKENDS
@@ -60,11 +60,11 @@ def load_with_engine(
     if engine == TORCH or (engine == AUTO and (device.type == "cpu" or name not in _WORTH_MEASURING)):
         return load(None)
     if engine == AUTO:
-        source = EngineSource(name, load(None))
+        source = EngineSource(name, load(engine_dtype(name, device)))
         use_fastest(source, say)
-        return source.encoder
+        return load(None) if source.encoder.engine is None else source.encoder
     if engine in BACKENDS:
-        return _from_cache(EngineSource(name, load(None)), engine, say)
+        return _from_cache(EngineSource(name, load(engine_dtype(name, device))), engine, say)
     path = Path(engine).expanduser()
     files = _files(path, name) if path.is_dir() else [path] if _encoder_of(path) == name else []
     if not files:

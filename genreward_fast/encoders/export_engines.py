@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from genreward_fast.encoders.engine_source import EngineSource, fidelity_text
+from genreward_fast.encoders.engine_source import EngineSource, engine_dtype, fidelity_text
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.presets import (
     EncoderConfig,
@@ -65,7 +65,7 @@ def export_engines(
 
     Args:
         encoder: vae, dino, clip or all.
-        dtype: as PyTorch names it, "float16"; None for what training uses on the device.
+        dtype: as PyTorch names it, "float16"; None for what the cache's engines have (`engine_dtype`).
         max_batch: clips or frames at once; None for 4 of the video encoder and 64 of the others.
         hardware: "sm_89" and the like, to build for a GPU that is not in the machine; None for the device.
         overwrite: replace a file that is there and differs.
@@ -84,7 +84,9 @@ def export_engines(
         raise UserError(f"{out}: is a file; name a folder with --out")
     exported = []
     for name in _LOADERS if encoder == "all" else [encoder]:
-        source = EngineSource(name, _LOADERS[name](config, device, dtype and getattr(torch, dtype)))
+        source = EngineSource(
+            name, _LOADERS[name](config, device, getattr(torch, dtype) if dtype else engine_dtype(name, device))
+        )
         place = hardware or compute_capability(device)
         path = out / source.file_name(backend, place)
         most = max_batch or source.max_batch()

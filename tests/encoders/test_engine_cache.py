@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genreward_fast.encoders import fastest_engine
+from genreward_fast.encoders import engine_choice, fastest_engine
 from genreward_fast.encoders.engine_cache import cached_engine, cached_engines, cached_path, engine_folder
-from genreward_fast.encoders.engine_source import EngineSource
+from genreward_fast.encoders.engine_choice import load_with_engine
+from genreward_fast.encoders.engine_source import EngineSource, engine_dtype
 from genreward_fast.encoders.fastest_engine import milliseconds, use_fastest
 from genreward_fast.encoders.image import ImageEncoder
 from genreward_fast.encoders.presets import EncoderConfig, Encoders, load_image_encoder
@@ -215,6 +216,26 @@ def test_a_damaged_record_is_measured_again(source: EngineSource, cache: Path, c
     record.write_text(content)
     use_fastest(source, lambda line: None, Clock(1.0, 2.0))
     assert json.loads(record.read_text())["fastest"] == "torch"
+
+
+@pytest.mark.parametrize(("clock", "dtype"), [((1.0, 2.0), torch.float32), ((2.0, 1.0), torch.float16)])
+@pytest.mark.usefixtures("only_onnx")
+def test_without_an_engine_the_encoder_keeps_its_dtype(
+    config: EncoderConfig, monkeypatch: pytest.MonkeyPatch, clock: tuple[float, float], dtype: torch.dtype
+) -> None:
+    def load(wanted: torch.dtype | None) -> ImageEncoder:
+        return load_image_encoder(config, "cpu", wanted)
+
+    def use(source: EngineSource, say: Callable[[str], None]) -> None:
+        use_fastest(source, say, Clock(*clock))
+
+    assert engine_dtype("vae", torch.device("cuda")) == engine_dtype("dino", torch.device("cuda")) == torch.float16
+    assert engine_dtype("clip", torch.device("cuda")) is engine_dtype("vae", torch.device("cpu")) is None
+    monkeypatch.setattr(engine_choice, "engine_dtype", lambda name, device: torch.float16)
+    monkeypatch.setattr(engine_choice, "use_fastest", use)
+    encoder = load_with_engine("dino", load, torch.device("cuda"), "auto", lambda line: None)
+    assert encoder.dtype == dtype
+    assert (encoder.engine is not None) == (dtype == torch.float16)
 
 
 def test_times_are_medians_of_calls() -> None:
