@@ -50,8 +50,8 @@ class PointMass:
         """Σ_t γᵗ p(s_{t+1} = goal | s, a) / ρ(goal) for all pairs of n rows and m goals: (n, m) float64.
 
         Mean and covariance of each Gaussian follow from the equations of motion; wrapping sums its images one turn
-        apart. From the 60th step on nothing is left of (s, a) beside what random behaviour visits anyway (at this noise,
-        1e-9 of it), so the rest of the series is that of ones.
+        apart. From the 60th step on nothing is left of (s, a) beside what random behaviour visits anyway (1e-9 of it at
+        this noise), so the rest of the series is that of ones.
         """
         state, action, goal = state.double(), action.double(), goal.double()
         both = torch.ones(2, 2, dtype=torch.float64)  # v's noise enters x by the same step
