@@ -1,8 +1,8 @@
 """What the frame level's r_FB means on Meta-World: does it rise towards the goal, and does it tell experts from chance?
 
 For each task FB is trained on a replay of scripted-expert, noisy-expert and random episodes ("mixed") and on random
-episodes alone ("random": a stand-in for what an agent sees early on). On held-out episodes, with an expert's final frame
-as the goal, it measures
+episodes alone ("random": a stand-in for what an agent sees early on). On held-out episodes, with an expert's final
+frame as the goal, it measures
 - Spearman's correlation of r_FB with the steps left to success, along the expert's episode (-1 is best), and
 - the AUC of the expert's steps over random steps: how often r_FB of the former is greater (1 is best).
 Once with the features ψ of the image encoder ("dino") and once with the simulator's low-dimensional state ("state"), so

@@ -115,7 +115,8 @@ class ForwardBackward(nn.Module):
     def sample_z(self, frames: Tensor) -> Tensor:
         """Goal vectors for n rows: (n, D) to (n, d) of norm √d, each with probability `mix` B of a frame.
 
-        Features are given as the networks see them (`seen`). The frames are the given ones in another order, a share `goal_mix` of them replaced by the goal.
+        Features are given as the networks see them (`seen`). The frames are the given ones in another order, a share
+        `goal_mix` of them replaced by the goal.
         """
         rows, device = frames.shape[0], frames.device
         gaussian = torch.randn(rows, self.config.z_dim, generator=self.generator, device=device)

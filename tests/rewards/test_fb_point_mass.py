@@ -50,7 +50,8 @@ class PointMass:
         """Σ_t γᵗ p(s_{t+1} = goal | s, a) / ρ(goal) for all pairs of n rows and m goals: (n, m) float64.
 
         Mean and covariance of each Gaussian follow from the equations of motion; wrapping sums its images one turn
-        apart. What the terms from the 150th on add is less than 1e-6 of the whole.
+        apart. From the 60th step on nothing is left of (s, a) beside what random behaviour visits anyway (1e-9 of it at
+        this noise), so the rest of the series is that of ones.
         """
         state, action, goal = state.double(), action.double(), goal.double()
         both = torch.ones(2, 2, dtype=torch.float64)  # v's noise enters x by the same step
@@ -60,7 +61,7 @@ class PointMass:
         speed = self.friction * state[:, 1] + self.force * action[:, 0]
         place, covariance = state[:, 0] + speed, self.shove**2 * both + jitter
         total = torch.zeros(len(state), len(goal), dtype=torch.float64)
-        for t in range(150):
+        for t in range(60):
             away = goal[:, 0, None] + turns - place[:, None, None]
             faster = (goal[:, 1] - speed[:, None])[..., None].expand_as(away)
             a, b, c = (value.item() for value in torch.linalg.inv(covariance)[[0, 0, 1], [0, 1, 1]])
@@ -70,7 +71,7 @@ class PointMass:
             place = (place + speed) % 1
             covariance = motion @ covariance @ motion.T + self.variance * both + jitter
         density = (-(goal[:, 1] / self.speed).square() / 2).exp() / (self.speed * math.sqrt(2 * math.pi))
-        return total / density
+        return total / density + GAMMA**60 / (1 - GAMMA)
 
 
 @pytest.fixture
@@ -102,9 +103,9 @@ def test_the_series_is_a_density(fresh_generator):
 
 def test_the_learned_measure_is_the_true_one_in_states_never_seen(train, r_squared):
     world, generator = PointMass(shove=0.06, jitter=0.1), torch.Generator().manual_seed(2)
-    fb = train(world, 1800, z_dim=20, lr=4e-3)
-    state, goal = world.states(300, generator), world.states(300, generator)
-    action = world.actions(300, generator)
+    fb = train(world, 1500, z_dim=20, lr=4e-3)
+    state, goal = world.states(200, generator), world.states(200, generator)
+    action = world.actions(200, generator)
     with torch.no_grad():
         z = fb.sample_z(world.features(goal))
         learned = fb.forward_net(world.features(state), action, z).mean(0) @ fb.backward_net(world.features(goal)).T
@@ -115,7 +116,7 @@ def test_the_learned_measure_is_the_true_one_in_states_never_seen(train, r_squar
 
 def test_with_an_actor_the_goal_is_reached_and_near_states_are_worth_more(train):
     world, generator = PointMass(shove=0.01, jitter=0.02), torch.Generator().manual_seed(2)
-    fb, plain = (train(world, 900, next_action=choice) for choice in ("policy", "replay"))
+    fb, plain = (train(world, 600, next_action=choice) for choice in ("policy", "replay"))
     start = world.states(400, generator)
     with torch.no_grad():
         z = fb.backward_net(fb.goal).expand(400, -1)
