@@ -16,6 +16,8 @@ from genreward_fast import __version__
 from genreward_fast.commands.bench import bench
 from genreward_fast.commands.doctor import doctor
 from genreward_fast.commands.evaluate import evaluate
+from genreward_fast.commands.finetune import finetune
+from genreward_fast.commands.generate import generate
 from genreward_fast.commands.goal import goal
 from genreward_fast.commands.train import train
 from genreward_fast.errors import Interrupted, RunFailed, UserError
@@ -30,7 +32,7 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, doctor, evaluate, goal, train):
+for _command in (bench, doctor, evaluate, finetune, generate, goal, train):
     genreward.add_command(_command)
 
 

@@ -23,7 +23,7 @@ def refused(capsys, *arguments: str) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal", "bench"])
+@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal", "finetune", "generate", "bench"])
 def test_help_names_every_option_with_a_text(command, capsys):
     from genreward_fast import cli
 
