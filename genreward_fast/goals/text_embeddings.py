@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,25 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genreward_fast.files import atomic_path
+from genreward_fast.goals.sampled_digest import sampled_sha256
 from genreward_fast.goals.video_model import Pipeline, read_text_encoder
-
-_ENDS = 2**16  # bytes at the start and the end of a file that stand for all of it
 
 
 def default_cache() -> Path:
     """`genreward-fast/text` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genreward-fast" / "text"
-
-
-def sampled_sha256(path: Path) -> str:
-    """sha256 (hexadecimal) over a file's size, its first and its last bytes: quick for files of gigabytes."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(_ENDS))
-        file.seek(max(0, size - _ENDS))
-        digest.update(file.read())
-    return digest.hexdigest()
 
 
 class TextEmbeddings:
@@ -92,9 +81,11 @@ class TextEmbeddings:
             return None
 
     def _path(self, text: str) -> Path:
-        if not hasattr(self, "_encoder_sha256"):
-            paths = [p for part in ("text_encoder", "tokenizer") for p in sorted((self.folder / part).glob("*"))]
-            files = [(p.name, sampled_sha256(p)) for p in paths if p.is_file()]
-            self._encoder_sha256 = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        key = json.dumps([self._encoder_sha256, self.length, str(self.dtype), text])
+        key = json.dumps([self._encoder_digest, self.length, str(self.dtype), text])
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+
+    @cached_property
+    def _encoder_digest(self) -> str:
+        paths = [path for part in ("text_encoder", "tokenizer") for path in sorted((self.folder / part).glob("*"))]
+        files = [(path.name, sampled_sha256(path)) for path in paths if path.is_file()]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()

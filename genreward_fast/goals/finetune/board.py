@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,7 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.folder = folder
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -43,7 +44,7 @@ class Board:
         height, width = frames.shape[1:3]
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         value = Summary.Value(tag=f"validation/{name}", image=image)
-        self._writer._get_file_writer().add_summary(Summary(value=[value]), step)
+        self._writer.file_writer.add_summary(Summary(value=[value]), step)
 
     def close(self) -> None:
         self._writer.close()

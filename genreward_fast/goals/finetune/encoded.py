@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path, read_json, write_json
-from genreward_fast.goals.text_embeddings import sampled_sha256
+from genreward_fast.goals.sampled_digest import sampled_sha256
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,8 @@ def load(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint to resume from; leave --resume out to start anew")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, the processes of a machine share one copy of it.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files
         raise UserError(f"{path}: damaged ({type(error).__name__}); restore it from a copy or start anew") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -160,8 +161,11 @@ class FineTuner:
         told = torch.stack([loss, torch.tensor(float(stop.number), device=loss.device)])
         loss_mean, stopping = self.accelerator.reduce(told, "mean").tolist()
         if stopping:
+            number = stop.number or signal.SIGTERM  # it may have reached another process only
+            if self.step == 0:
+                raise Interrupted(number, "stopped before the first step; there is nothing to resume")
+            self.updates.optimizer.zero_grad()
             self.save()
-            number = stop.number or 15  # the signal may have reached another process only
             raise Interrupted(number, f"stopped after step {self.step}; --resume goes on from there")
         if not math.isfinite(loss_mean):
             kept = (

@@ -122,6 +122,14 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, model, data, rank):
     assert checkpoints_equal(state.load(tmp_path / "parts"), state.load(tmp_path / "whole"))
 
 
+def test_a_run_that_is_stopped_at_once_leaves_no_checkpoint(tmp_path, model, data, monkeypatch):
+    monkeypatch.setattr(Updates, "gradients", lambda *_: os.kill(os.getpid(), signal.SIGINT) or torch.zeros(()))
+    with pytest.raises(Interrupted, match="before the first step") as stop:
+        run(data, model, tmp_path, lora_rank=4, steps=2)
+    assert stop.value.exit_code == 128 + signal.SIGINT
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_what_a_resumed_run_refuses(tmp_path, model, data, save_clips, save_model):
     out = tmp_path / "run"
     with pytest.raises(UserError, match="no checkpoint to resume from"):

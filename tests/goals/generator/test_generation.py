@@ -14,7 +14,7 @@ from genreward_fast.goals.generate import generate, parse_size, read_image
 from genreward_fast.goals.generation import GenerationConfig, VideoGenerator, VideoSize, fit_image
 from genreward_fast.goals.text_embeddings import TextEmbeddings
 from genreward_fast.goals.video_io import read_video
-from genreward_fast.goals.video_model import read_pipeline
+from genreward_fast.goals.video_model import explaining_out_of_memory, read_pipeline
 
 TEXT = "pick up the ball"
 
@@ -162,6 +162,22 @@ def test_out_of_memory_keeps_what_is_written(tmp_path, model, picture, monkeypat
         )  # fmt: skip
     assert read_video(tmp_path / "v-seed0.mp4")[0].shape == (9, 32, 32, 3)
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["v-seed0.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), RunFailed),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), RunFailed),
+        (RuntimeError("shapes do not fit"), RuntimeError),
+    ],
+)
+def test_only_lack_of_memory_is_called_so(error, becomes):
+    with pytest.raises(becomes) as raised, explaining_out_of_memory("trying", "lower it"):
+        raise error
+    assert type(raised.value) is becomes
+    if becomes is RunFailed:
+        assert str(raised.value) == "out of memory trying; lower it"
 
 
 def test_sizes_and_pictures_from_the_command_line(tmp_path):
