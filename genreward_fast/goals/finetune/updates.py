@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from genreward_fast.encoders.architectures import seeded
 from genreward_fast.goals.finetune.batches import Example, load_batch
@@ -108,6 +109,9 @@ class Updates:
             yield
         finally:
             self.transformer.train()
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):  # without a backward pass it would keep what it has gathered
+                    module.reshard()
             if self.ema is not None:
                 self.ema.restore(parameters)
 
