@@ -59,5 +59,6 @@ def finetune(
             raise UserError("--full: trains all weights, so leave --lora-rank out")
         settings["lora_rank"] = None
     record = train_model(data, preset, model, out, resume=resume, device=resolve_device(device), settings=settings)
-    click.echo("\n".join(result_lines(record, out)))
+    for line in result_lines(record, out):
+        click.echo(line)
     return 0

@@ -23,7 +23,7 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.folder = folder
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

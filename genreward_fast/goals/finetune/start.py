@@ -72,8 +72,13 @@ def finetune(
 
 
 def result_lines(record: dict[str, Any], out: Path) -> list[str]:
-    """What a finished run says of itself."""
-    kind = "all weights" if record["config"]["lora_rank"] is None else f"a LoRA of rank {record['config']['lora_rank']}"
+    """What a finished run says of itself, in the first of its processes; the others say nothing."""
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return []
+    rank = record["config"]["lora_rank"]
+    kind = "all weights" if rank is None else f"a LoRA of rank {rank}"
     lines = [f"{kind} after {record['step']} steps; loss {record['loss']:.4f}"]
     if record["validation_loss"] is not None:
         lines.append(f"loss on held-out clips {record['validation_loss']:.4f}")

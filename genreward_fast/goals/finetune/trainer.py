@@ -112,7 +112,8 @@ class FineTuner:
                         if board:
                             board.scalars(self.step, values)
                     if self.config.validate_every and (self.step % self.config.validate_every == 0 or last):
-                        self._validate(board)
+                        with self._saving_before_failure():
+                            self._validate(board)
                         speed.restart()
                     if self.step % self.config.checkpoint_every == 0 and not last:
                         self.save()
@@ -168,11 +169,8 @@ class FineTuner:
             self.save()
             raise Interrupted(number, f"stopped after step {self.step}; --resume goes on from there")
         if not math.isfinite(loss_mean):
-            kept = (
-                "there is no checkpoint"
-                if self._saved_at is None
-                else f"the checkpoint of step {self._saved_at} is intact"
-            )
+            saved = self._saved_at is not None
+            kept = f"the checkpoint of step {self._saved_at} is intact" if saved else "there is no checkpoint"
             raise TrainingDiverged(f"the loss of step {self.step + 1} is {loss_mean}; {kept}; lower --lr")
         with explaining_out_of_memory(f"in step {self.step + 1}", _LOWER):
             norm = self.updates.apply(self.step)
@@ -183,7 +181,7 @@ class FineTuner:
 
     @contextmanager
     def _saving_before_failure(self) -> Iterator[None]:
-        """Until the gradients are there the weights are those of the last step: they are saved before all is lost."""
+        """For what leaves the weights as they are: they are saved before all is lost."""
         try:
             yield
         except (RunFailed, UserError):  # out of memory, or a clip that cannot be read
@@ -195,7 +193,8 @@ class FineTuner:
 
     def _validate(self, board: Board | None) -> None:
         if self._examples:
-            loss = self.validation_loss()
+            with explaining_out_of_memory("in a validation", _LOWER):
+                loss = self.validation_loss()
             if board:
                 board.scalars(self.step, {"validation/loss": loss})
         videos = min(self.config.validation_videos, len(self.clips) - self.trained_on)

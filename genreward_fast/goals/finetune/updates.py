@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from genreward_fast.encoders.architectures import seeded
 from genreward_fast.goals.finetune.batches import Example, load_batch
@@ -88,14 +89,14 @@ class Updates:
         Returns:
             the gradient's norm before it was cut.
         """
-        norm = self.accelerator.clip_grad_norm_(trained(self.model), self.config.max_grad_norm)
+        norm: Any = self.accelerator.clip_grad_norm_(trained(self.model), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.step(trained(self.model))
-        return float(norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

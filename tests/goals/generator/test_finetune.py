@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genreward_fast.errors import Interrupted, RunFailed, TrainingDiverged, UserError
-from genreward_fast.goals.finetune import state
+from genreward_fast.goals.finetune import state, trainer
 from genreward_fast.goals.finetune.batches import clip_index
 from genreward_fast.goals.finetune.config import FinetuneConfig
 from genreward_fast.goals.finetune.encoded import EncodedFolder
@@ -168,6 +168,21 @@ def test_out_of_memory_loses_nothing_and_says_what_to_lower(tmp_path, model, dat
     run(data, model, tmp_path / "parts", resume=True)
     run(data, model, tmp_path / "whole", lora_rank=4, steps=6)
     assert checkpoints_equal(state.load(tmp_path / "parts"), state.load(tmp_path / "whole"))
+
+
+def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, model, data, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "validation_video", no_memory)
+    settings = {"lora_rank": 4, "steps": 4, "validation_clips": 1}
+    with pytest.raises(RunFailed, match="in a validation video; use --validation-videos 0"):
+        run(data, model, tmp_path / "parts", **settings, validate_every=2)
+    assert state.load(tmp_path / "parts")["step"] == 2
+    run(data, model, tmp_path / "parts", resume=True, validate_every=0)
+    run(data, model, tmp_path / "whole", **settings)
+    parts, whole = state.load(tmp_path / "parts"), state.load(tmp_path / "whole")
+    assert all(checkpoints_equal(parts[kind], whole[kind]) for kind in ("model", "ema", "optimizer"))
 
 
 def test_a_broken_clip_loses_nothing(tmp_path, model, save_clips):

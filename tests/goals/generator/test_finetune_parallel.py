@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genreward_fast.goals.finetune import state
 from genreward_fast.goals.finetune.start import finetune
@@ -19,6 +20,7 @@ SETTINGS = {
     "validation_clips": 1,
     "validate_every": 2,
     "validation_steps": 2,
+    "log_every": 1,
 }
 
 
@@ -29,10 +31,18 @@ def launch(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def gradient_norms(out: Path) -> list[float]:
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    return [event.value for event in events.Scalars("train/gradient_norm")]
+
+
 def assert_same_run(two: Path, one: Path) -> None:
     a, b = state.load(two), state.load(one)
     assert a["step"] == b["step"] == 3
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    assert len(gradient_norms(two)) == 3
+    assert gradient_norms(two) == pytest.approx(gradient_norms(one), rel=1e-4)
     records = [json.loads((out / "finetune.json").read_text()) for out in (two, one)]
     assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], rel=1e-5)
     for kind in ("model", "ema"):
