@@ -17,6 +17,8 @@ from genreward_fast.commands.bench import bench
 from genreward_fast.commands.doctor import doctor
 from genreward_fast.commands.evaluate import evaluate
 from genreward_fast.commands.export import export
+from genreward_fast.commands.finetune import finetune
+from genreward_fast.commands.generate import generate
 from genreward_fast.commands.goal import goal
 from genreward_fast.commands.report import report
 from genreward_fast.commands.train import train
@@ -32,7 +34,7 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, doctor, evaluate, export, goal, report, train):
+for _command in (bench, doctor, evaluate, export, finetune, generate, goal, report, train):
     genreward.add_command(_command)
 
 

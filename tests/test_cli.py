@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genreward_fast.cli import main
+from genreward_fast.cli import genreward, main
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -23,7 +23,7 @@ def refused(capsys, *arguments: str) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("command", ["doctor", "train", "eval", "goal", "export", "bench"])
+@pytest.mark.parametrize("command", sorted(genreward.commands))
 def test_help_names_every_option_with_a_text(command, capsys):
     from genreward_fast import cli
 

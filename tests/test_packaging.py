@@ -38,7 +38,8 @@ def test_no_top_level_kernels_or_export(installed):
 
 
 def test_every_package_is_there(installed):
-    for name in ("agent", "bench", "encoders", "envs", "export", "goals", "kernels", "rewards", "training"):
+    names = ("agent", "bench", "encoders", "envs", "export", "goals", "kernels", "rewards", "training")
+    for name in (*names, "goals/finetune"):
         package = installed / "genreward_fast" / name
         assert (package / "__init__.py").exists(), name
         assert (package / "py.typed").exists(), name

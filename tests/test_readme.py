@@ -27,7 +27,8 @@ def test_commands_have_the_flags_that_are_shown():
     from genreward_fast import cli
 
     text = "\n".join(page.read_text() for page in PAGES)
-    for command, arguments in re.findall(r"genreward (train|eval|goal|export|doctor|bench)((?: +[^\s#`]+)*)", text):
+    names = "|".join(cli.genreward.commands)
+    for command, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
         known = {name for parameter in cli.genreward.commands[command].params for name in parameter.opts}
         for flag in re.findall(r"--[a-z0-9-]+", arguments):
             assert flag in known, f"genreward {command} {flag}"
