@@ -27,7 +27,7 @@ def test_commands_have_the_flags_that_are_shown():
     from genreward_fast import cli
 
     text = "\n".join(page.read_text() for page in PAGES)
-    for command, arguments in re.findall(r"genreward (train|eval|goal|doctor|bench)((?: +[^\s#`]+)*)", text):
+    for command, arguments in re.findall(r"genreward (train|eval|goal|demos|doctor|bench)((?: +[^\s#`]+)*)", text):
         known = {name for parameter in cli.genreward.commands[command].params for name in parameter.opts}
         for flag in re.findall(r"--[a-z0-9-]+", arguments):
             assert flag in known, f"genreward {command} {flag}"

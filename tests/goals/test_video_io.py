@@ -121,3 +121,34 @@ def test_one_frame(tmp_path: Path) -> None:
     refused(tmp_path / "a.mp4", "has 1 frame")
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     refused(tmp_path / "a.png", "has 1 frame")
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 11, 12, 13, 24, 47, 58])
+def test_parts_of_a_file(tmp_path: Path, start: int) -> None:
+    # Long enough for several groups of pictures; the square says which frame it is.
+    write_part_test_file(tmp_path / "a.mp4")
+    whole, _ = read_video(tmp_path / "a.mp4")
+    part, fps = read_video(tmp_path / "a.mp4", start=start / 10, length=2)
+    assert fps == 10
+    assert torch.equal(part, whole[start : start + 2])
+
+
+def test_parts_that_are_not_there(tmp_path: Path) -> None:
+    write_part_test_file(tmp_path / "a.mp4")
+    assert len(read_video(tmp_path / "a.mp4", start=5.0)[0]) == 10
+    with pytest.raises(UserError, match="only 10 of its 11 frames"):
+        read_video(tmp_path / "a.mp4", start=5.0, length=11)
+    with pytest.raises(UserError, match="only 0 of its 5 frames"):
+        read_video(tmp_path / "a.mp4", start=60.0, length=5)
+
+
+def write_part_test_file(path: Path) -> None:
+    """60 frames at 10 per second with a key frame in every 12th place and B-frames between."""
+    frames = moving_square(60, width=320)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 320, "yuv420p"
+        stream.options = {"g": "12", "keyint_min": "12", "sc_threshold": "0", "bf": "3"}
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
