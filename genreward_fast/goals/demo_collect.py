@@ -7,10 +7,13 @@ clip. So a set that was interrupted, or made by more processes, or with more tas
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ from genreward_fast.goals.video_io import write_video
 
 STARTS = 10
 """From how many starts the expert may fail before a clip is given up."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def collect(collection: Collection, folder: Path, *, resume: bool = False, worke
     wanted = [(task, number) for task in collection.tasks for number in range(collection.episodes)]
     jobs = [_Job(collection, task, number, folder) for task, number in wanted if (task, number) not in there]
     missing = []
-    with progress(total=len(wanted), initial=len(wanted) - len(jobs), unit="clip", desc="demonstrations") as bar:
+    bar = progress(total=len(wanted), initial=len(wanted) - len(jobs), unit="clip", desc="demonstrations")
+    with bar, _stoppable():
         try:
             for job, line in _results(jobs, workers):
                 if line is None:
@@ -119,15 +125,19 @@ def collect(collection: Collection, folder: Path, *, resume: bool = False, worke
                     lines.append(line)
                 bar.set_postfix_str(job.task, refresh=False)
                 bar.update()
-        except KeyboardInterrupt:
+        except _Stopped as stop:
             message = f"interrupted after {len(lines)} clips in {folder}; the same command with --resume goes on"
-            raise Interrupted(signal.SIGINT, message) from None
+            raise Interrupted(stop.signal_number, message) from None
         except OSError as error:
             raise _unwritten(folder, error) from error
+        except BrokenProcessPool as error:
+            raise RunFailed(
+                f"{folder}: a process died, of too little memory perhaps; go on with --resume and fewer --workers"
+            ) from error
     lines.sort(key=lambda line: (TASKS.index(line["task"]), line["number"]))
     demo_files.write(folder, lines)
     report = [f"{folder}: {len(lines)} clips, tasks: {len({line['task'] for line in lines})}"]
-    if failed := sum(line["failed_starts"] for line in lines):
+    if failed := sum(line.get("failed_starts", 0) for line in lines):
         report.append(f"starts given up because the expert failed from them: {failed}")
     if missing:
         report.append(f"not collected, because the expert failed from {STARTS} starts: {', '.join(missing)}")
@@ -144,7 +154,7 @@ def _results(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, dict[st
             _environment.cache_clear()
         return
     context = multiprocessing.get_context("spawn")  # an OpenGL context does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_leave_signals_to_the_parent)
     try:
         futures = {pool.submit(_collect_clip, job): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
@@ -185,6 +195,29 @@ def _collect_clip(job: _Job) -> dict[str, Any] | None:
     return None
 
 
+class _Stopped(BaseException):
+    """A signal came. Not an Exception, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, signal_number: int):
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread alone
+        yield
+        return
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 @functools.lru_cache(maxsize=1)
 def _environment(config: EnvConfig) -> MetaWorldEnv:
     # Making one takes longer than playing an episode, and clips of one task follow each other.
@@ -196,5 +229,6 @@ def _unwritten(path: Path, error: Exception) -> RunFailed:
     return RunFailed(f"{path}: cannot be written ({reason}); make room, then go on with --resume: what is there stays")
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from genreward_fast.envs.tasks import TASKS
 from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path, read_json, write_json
 from genreward_fast.goals.demo_set import Demo, DemoSet
@@ -127,6 +128,7 @@ def _parsed(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             good = isinstance(line["file"], str) and all(isinstance(caption, str) for caption in line["captions"])
+            good = good and line["task"] in TASKS and isinstance(line["number"], int)
             # Names that lead out of the folder are refused.
             if not good or Path(line["file"]).is_absolute() or ".." in Path(line["file"]).parts:
                 raise ValueError

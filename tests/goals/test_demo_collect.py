@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def stop_at_clip(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
+def before_second_clip(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
     real = demo_collect.write_video
 
     def write(path: Path, *arguments: Any) -> None:
-        if path.stem.endswith(f"{number:04d}"):
-            raise error
+        if path.stem.endswith("0001"):
+            do()
         real(path, *arguments)
 
     monkeypatch.setattr(demo_collect, "write_video", write)
@@ -71,12 +73,18 @@ def test_lines_say_what_is_promised(whole: Path) -> None:
         assert said == {"task": "reach", "fps": 80.0, "size": 32, "camera": "corner", "failed_starts": 0}
 
 
-def test_an_interrupted_set_becomes_the_same_set(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_set_becomes_the_same_set(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     folder = tmp_path / "demos"
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patched:
-        stop_at_clip(patched, 1, KeyboardInterrupt())
-        with pytest.raises(Interrupted, match=r"after 1 clips .* --resume"):
+        before_second_clip(patched, lambda: signal.raise_signal(number))
+        with pytest.raises(Interrupted, match=r"after 1 clips .* --resume") as caught:
             collect(SMALL, folder)
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is handler
     assert len(read_demos(folder)) == 1
     with pytest.raises(UserError, match="--resume"):
         collect(SMALL, folder)
@@ -130,7 +138,11 @@ def test_other_settings_are_refused(whole: Path) -> None:
 
 def test_no_room_left_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "demos"
-    stop_at_clip(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device"))
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before_second_clip(monkeypatch, fail)
     with pytest.raises(RunFailed, match=r"reach-0001.mp4: cannot be written \(No space left on device\)"):
         collect(SMALL, folder)
     assert len(read_demos(folder)) == 1

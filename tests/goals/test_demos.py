@@ -143,12 +143,14 @@ SETTINGS = {"format": "genreward demonstrations", "version": 1}
         ({"file": "../clips/a.mp4", "captions": ["push"]}, "line 1: is not a clip's line"),
         ({"file": "clips/a.mp4", "captions": 3}, "line 1: is not a clip's line"),
         ({"captions": ["push"]}, "line 1: is not a clip's line"),
+        ({"file": "clips/a.mp4", "captions": ["push"], "task": "fly"}, "line 1: is not a clip's line"),
+        ({"file": "clips/a.mp4", "captions": ["push"], "number": "0"}, "line 1: is not a clip's line"),
     ],
 )
-def test_bad_lines_of_a_collected_set(tmp_path: Path, line: Any, says: str) -> None:
+def test_bad_lines_of_a_collected_set(tmp_path: Path, line: dict[str, Any], says: str) -> None:
     clip(tmp_path / "clips" / "a.mp4")
     (tmp_path / "demos.json").write_text(json.dumps(SETTINGS))
-    write_jsonl(tmp_path / "demos.jsonl", line)
+    write_jsonl(tmp_path / "demos.jsonl", {"task": "push", "number": 0} | line)
     refused(tmp_path, says)
 
 
@@ -157,7 +159,7 @@ def test_bad_collected_sets(tmp_path: Path) -> None:
     settings = tmp_path / "demos.json"
     settings.write_text(json.dumps(SETTINGS))
     refused(tmp_path, r"demos\.jsonl: is missing or damaged")
-    line = {"file": "clips/a.mp4", "captions": ["push"]}
+    line = {"file": "clips/a.mp4", "captions": ["push"], "task": "push", "number": 0}
     write_jsonl(tmp_path / "demos.jsonl", line, line)
     refused(tmp_path, "is listed twice")
     write_jsonl(tmp_path / "demos.jsonl")
