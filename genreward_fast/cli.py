@@ -14,6 +14,7 @@ import click
 
 from genreward_fast import __version__
 from genreward_fast.commands.bench import bench
+from genreward_fast.commands.demos import demos
 from genreward_fast.commands.doctor import doctor
 from genreward_fast.commands.evaluate import evaluate
 from genreward_fast.commands.export import export
@@ -34,7 +35,7 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, doctor, evaluate, export, finetune, generate, goal, report, train):
+for _command in (bench, demos, doctor, evaluate, export, finetune, generate, goal, report, train):
     genreward.add_command(_command)
 
 

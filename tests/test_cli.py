@@ -90,6 +90,13 @@ def test_help_loads_no_heavy_library():
         (["export", "--out", "e", "--backend", "onnxruntime", "--max-batch", "0"], "--max-batch"),
         (["export", "--out", "e", "--backend", "onnxruntime", "--preset", "paper"], "--vae"),
         (["export", "--out", "/dev/null", "--backend", "onnxruntime"], "/dev/null: is a file"),
+        (["demos", "--tasks", "reach"], "--out"),
+        (["demos", "--tasks", "fly", "--out", "d"], "fly"),
+        (["demos", "--tasks", ",", "--out", "d"], "none is named"),
+        (["demos", "--episodes", "0", "--out", "d"], "episodes 0"),
+        (["demos", "--camera", "front", "--out", "d"], "corner"),
+        (["demos", "--size", "33", "--out", "d"], "even"),
+        (["demos", "--workers", "0", "--out", "d"], "workers 0"),
     ],
 )
 def test_bad_input_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):
@@ -145,6 +152,14 @@ def test_a_goal_from_a_video_and_from_an_expert(capsys, tmp_path):
     assert main(["goal", "--task", "reach-v3", "--out", str(second), "--device", "cpu"]) == 0
     assert "untrained encoders" in capsys.readouterr().out
     assert (second / "goal.json").exists()
+
+
+def test_demonstrations_of_a_task(capsys, tmp_path):
+    arguments = ["demos", "--tasks", "reach", "--episodes", "1", "--size", "32", "--out", str(tmp_path / "demos")]
+    assert main(arguments) == 0
+    assert "1 clips, tasks: 1" in capsys.readouterr().out
+    assert "--resume" in refused(capsys, *arguments)
+    assert main([*arguments, "--resume"]) == 0
 
 
 def test_version(capsys):

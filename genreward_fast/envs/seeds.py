@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-Split = Literal["train", "eval"]
-_SPLITS: dict[str, int] = {"train": 0, "eval": 1}
+Split = Literal["train", "eval", "demos"]
+_SPLITS: dict[str, int] = {"train": 0, "eval": 1, "demos": 2}
 
 
 def episode_seed(seed: int, split: Split, env: int, episode: int) -> int:
@@ -15,11 +15,11 @@ def episode_seed(seed: int, split: Split, env: int, episode: int) -> int:
 
     Args:
         seed: the run's.
-        split: "train" or "eval".
-        env: the environment's number.
+        split: "train", "eval" or "demos" (demonstrations by the experts).
+        env: the environment's number; of a demonstration, the task's in `TASKS`.
         episode: how many episodes this environment has started before.
     """
     if split not in _SPLITS:
-        raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
+        raise ValueError(f"split must be 'train', 'eval' or 'demos', not {split!r}")
     sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS[split], env, episode))
     return int(sequence.generate_state(1, np.uint64)[0])

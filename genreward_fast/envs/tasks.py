@@ -95,3 +95,18 @@ def describe(task: str) -> str:
         UserError: no task is called that.
     """
     return _DESCRIPTIONS[canonical(task)]
+
+
+def task_list(names: str) -> tuple[str, ...]:
+    """The canonical names of `all` tasks, of the `paper`'s, or of those named, separated by commas.
+
+    Raises:
+        UserError: no name is given, or no task is called that.
+    """
+    groups = {"all": TASKS, "paper": PAPER_TASKS}
+    if names in groups:
+        return groups[names]
+    tasks = tuple(dict.fromkeys(canonical(name) for name in names.split(",") if name.strip()))
+    if not tasks:
+        raise UserError("tasks: none is named; pass all, paper, or names separated by commas")
+    return tasks

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,14 +17,18 @@ from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path
 
 
-def read_video(path: str | Path) -> tuple[Tensor, float]:
-    """All frames of a video file, in RGB.
+def read_video(path: str | Path, *, start: float = 0.0, length: int | None = None) -> tuple[Tensor, float]:
+    """All frames of a video file, or of a part of it, in RGB.
+
+    Args:
+        start: seconds into the file at which the part begins.
+        length: frames of the part; None for all from there on.
 
     Returns:
         (T, H, W, 3) uint8 on the CPU, T ≥ 2; frames per second.
 
     Raises:
-        UserError: missing, not a video, damaged, or shorter than two frames.
+        UserError: missing, not a video, damaged, shorter than two frames, or without such a part.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,7 +40,11 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             promised, rate = stream.frames, stream.average_rate
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            pictures = container.decode(stream)
+            if start > 0 or length is not None:
+                promised = length or 0
+                pictures = _part(container, stream, start, length)
+            frames = [frame.to_ndarray(format="rgb24") for frame in pictures]
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be decoded ({error.__class__.__name__}); it is damaged or not a video"
@@ -45,6 +56,15 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
     if any(frame.shape != frames[0].shape for frame in frames):
         raise UserError(f"{path}: its frames change size; re-encode it at one size")
     return torch.from_numpy(np.stack(frames)), float(rate) if rate else 8.0
+
+
+def _part(container: Any, stream: Any, start: float, length: int | None) -> Iterator[Any]:
+    """The frames from `start` seconds on, `length` of them; nearest to `start` is the first."""
+    half_frame = 0.5 / float(stream.average_rate or 8)
+    # A second early: the key frame found is then never one that is shown later than `start`, though decoded before.
+    container.seek(int(max(start - 1.0, 0.0) / stream.time_base), stream=stream)
+    wanted = (frame for frame in container.decode(stream) if (frame.time or 0.0) >= start - half_frame)
+    return itertools.islice(wanted, length)
 
 
 def write_video(path: str | Path, frames: Tensor, fps: float = 8.0) -> None:

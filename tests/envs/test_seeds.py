@@ -7,11 +7,11 @@ def test_no_two_episodes_share_a_seed():
     seeds = {
         episode_seed(seed, split, env, episode)
         for seed in range(3)
-        for split in ("train", "eval")
+        for split in ("train", "eval", "demos")
         for env in range(8)
         for episode in range(20)
     }
-    assert len(seeds) == 3 * 2 * 8 * 20
+    assert len(seeds) == 3 * 3 * 8 * 20
 
 
 def test_a_seed_can_be_had_again():

@@ -1,7 +1,7 @@
 import pytest
 from metaworld.env_dict import ENV_CLS_MAP
 
-from genreward_fast.envs.tasks import PAPER_TASKS, TASKS, canonical, describe
+from genreward_fast.envs.tasks import PAPER_TASKS, TASKS, canonical, describe, task_list
 from genreward_fast.errors import UserError
 
 
@@ -40,3 +40,12 @@ def test_every_task_has_its_own_description():
     assert describe("PickPlace") == describe("pick-place")
     with pytest.raises(UserError):
         describe("juggle")
+
+
+def test_lists_of_tasks():
+    assert task_list("all") == TASKS
+    assert task_list("paper") == PAPER_TASKS
+    assert task_list("reach, PickPlace,reach-v3") == ("reach", "pick-place")
+    for names, says in (("", "none is named"), (" , ", "none is named"), ("reach,fly", "'fly'")):
+        with pytest.raises(UserError, match=says):
+            task_list(names)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genreward_fast.errors import UserError
-from genreward_fast.goals.frames import to_square, uniform_indices
+from genreward_fast.goals.frames import to_size, to_square, uniform_indices
 
 
 def test_uniform_indices() -> None:
@@ -36,3 +36,19 @@ def test_square_is_resized_with_antialiasing() -> None:
 def test_bad_size() -> None:
     with pytest.raises(UserError, match="frame size 0"):
         to_square(torch.zeros(4, 4, 3, dtype=torch.uint8), 0)
+
+
+def test_size_keeps_proportions_around_the_centre() -> None:
+    rows = torch.arange(12, dtype=torch.uint8).view(12, 1, 1).expand(12, 8, 3)
+    assert to_size(rows, 4, 8)[:, 0, 0].tolist() == [4, 5, 6, 7]  # wider than the picture: rows are cut
+    assert to_size(rows.transpose(0, 1), 8, 4)[0, :, 0].tolist() == [4, 5, 6, 7]
+    assert to_size(rows, 12, 8).equal(rows)
+    assert to_size(rows.expand(2, 3, 12, 8, 3), 7, 21).shape == (2, 3, 7, 21, 3)
+    # A disc stays one: resized by the same factor both ways.
+    y, x = torch.meshgrid(torch.arange(60) - 29.5, torch.arange(100) - 49.5, indexing="ij")
+    disc = ((x**2 + y**2 < 20**2) * 255).to(torch.uint8)[..., None].expand(60, 100, 3)
+    small = to_size(disc, 30, 30)[..., 0] > 127
+    assert abs(small.any(0).sum() - 20) <= 1
+    assert abs(small.any(1).sum() - 20) <= 1
+    with pytest.raises(UserError, match="frame size 0"):
+        to_size(rows, 4, 0)

@@ -121,3 +121,38 @@ def test_one_frame(tmp_path: Path) -> None:
     refused(tmp_path / "a.mp4", "has 1 frame")
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     refused(tmp_path / "a.png", "has 1 frame")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+def test_parts_of_a_file(tmp_path: Path, codec: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot write {codec}")
+    write_with_key_frames(tmp_path / "a.mp4", codec)
+    whole, _ = read_video(tmp_path / "a.mp4")
+    for start in (0, 1, 7, 11, 12, 13, 24, 47, 58):
+        part, fps = read_video(tmp_path / "a.mp4", start=start / 10, length=2)
+        assert fps == 10
+        assert torch.equal(part, whole[start : start + 2])
+    assert len({frame.numpy().tobytes() for frame in whole}) == 60
+
+
+def test_parts_that_are_not_there(tmp_path: Path) -> None:
+    write_with_key_frames(tmp_path / "a.mp4")
+    assert len(read_video(tmp_path / "a.mp4", start=5.0)[0]) == 10
+    with pytest.raises(UserError, match="only 10 of its 11 frames"):
+        read_video(tmp_path / "a.mp4", start=5.0, length=11)
+    with pytest.raises(UserError, match="only 0 of its 5 frames"):
+        read_video(tmp_path / "a.mp4", start=60.0, length=5)
+
+
+def write_with_key_frames(path: Path, codec: str = "libx264") -> None:
+    """60 different frames at 10 per second, every 12th a key frame, with others between that need a later one."""
+    frames = moving_square(60, width=320)
+    options = {"libx264": {"keyint_min": "12", "sc_threshold": "0", "bf": "3"}, "libsvtav1": {"svtav1-params": "lp=1"}}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 320, "yuv420p"
+        stream.options = {"g": "12", **options[codec]}
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
