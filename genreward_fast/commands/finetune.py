@@ -12,7 +12,10 @@ from genreward_fast.errors import UserError
 
 
 @click.command(cls=SectionedCommand)
-@click.option("--data", type=FOLDER, required=True, help="A folder of encoded demonstrations.")
+@click.option(
+    "--data", type=FOLDER, required=True, help="Demonstrations (genreward demos, LeRobot, videos), or their latents."
+)
+@click.option("--latents", type=FOLDER, help="Where demonstrations are kept once encoded.  [default: latents in --out]")
 @click.option("--preset", default="paper", show_default=True, help="Whose model: paper (CogVideoX-5B-I2V) or tiny.")
 @click.option("--model", help="Hub id or folder of a CogVideoX image-to-video model, instead of the preset's.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run and its result.")
@@ -42,8 +45,9 @@ from genreward_fast.errors import UserError
 @click.option("--checkpoint-every", type=int, help="Steps.  [default: 250]")
 @click.option("--log-every", type=int, help="Steps.  [default: 10]")
 def finetune(
-    data: Path, preset: str, model: str | None, out: Path, resume: bool, device: str, full: bool, **flags: Any
-) -> int:
+    data: Path, preset: str, model: str | None, out: Path, resume: bool, device: str, latents: Path | None, full: bool,
+    **flags: Any,
+) -> int:  # fmt: skip
     """Adapt the video model to demonstrations: a LoRA, or with --full all weights.
 
     After Ctrl-C, SIGTERM or a crash, --resume continues from the last checkpoint. Under `accelerate launch` several
@@ -58,7 +62,9 @@ def finetune(
         if "lora_rank" in settings:
             raise UserError("--full: trains all weights, so leave --lora-rank out")
         settings["lora_rank"] = None
-    record = train_model(data, preset, model, out, resume=resume, device=resolve_device(device), settings=settings)
+    record = train_model(
+        data, preset, model, out, resume=resume, device=resolve_device(device), latents=latents, settings=settings
+    )
     for line in result_lines(record, out):
         click.echo(line)
     return 0

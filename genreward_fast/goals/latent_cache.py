@@ -2,12 +2,13 @@
 
     DIR/index.json                what the cache holds, and for which encoders and sizes; written last
     DIR/clips/KEY.safetensors     moments (2C, T', H', W') of the clip's latents and image_moments (2C, 1, H', W') of
-                                  its first frame's, in the encoder's dtype; image (H, W, 3) uint8, the first frame
+                                  its first frame's, noisy_image_moments (K, 2C, H', W') of that with noise in its
+                                  pixels, in the encoder's dtype; image (H, W, 3) uint8, the first frame
     DIR/captions/KEY.safetensors  embedding (L, D), in the text encoder's dtype
 
-A KEY is a sha256 over all that the content depends on: the clip's bytes, the autoencoder's fingerprint, frames, height
-and width; the caption's tokens and the text encoder's fingerprint. So a file is never computed twice, nor mistaken for
-that of other settings; an interrupted fill goes on where it was.
+A KEY is a sha256 over all that the content depends on: the clip's bytes, the autoencoder's fingerprint, frames, height,
+width and K; the caption's tokens and the text encoder's fingerprint. So a file is never computed twice, nor mistaken
+for that of other settings; an interrupted fill goes on where it was.
 
 Clips become alike: frames spread evenly over the clip, first and last among them, whatever its rate (they repeat where
 the clip is shorter), the largest centred part of the wanted proportions, resized with antialiasing. Mean and deviation
@@ -49,6 +50,7 @@ class CachedClip:
         moments: (2C, T', H', W'), mean and log variance of the clip's latents, unscaled.
         image_moments: (2C, 1, H', W'), likewise of the first frame encoded by itself, which the pipeline conditions
             on. It is not the first of the clip's latent frames: the autoencoder's norms average over time.
+        noisy_image_moments: (K, 2C, H', W'), the same with noise in the pixels, K draws of it, for training.
         scale, image_scale: what the latents of each are multiplied with.
     """
 
@@ -58,6 +60,7 @@ class CachedClip:
     image: Tensor = field(repr=False)
     moments: Tensor = field(repr=False)
     image_moments: Tensor = field(repr=False)
+    noisy_image_moments: Tensor = field(repr=False)
     scale: float
     image_scale: float
 
@@ -121,6 +124,7 @@ class LatentCache:
                 image=tensors["image"],
                 moments=tensors["moments"],
                 image_moments=tensors["image_moments"],
+                noisy_image_moments=tensors["noisy_image_moments"],
                 scale=self._scale,
                 image_scale=self._image_scale,
             )

@@ -35,6 +35,7 @@ def fill_latent_cache(
     height: int = 480,
     width: int = 720,
     max_sequence_length: int = 226,
+    noisy_images: int = 4,
 ) -> LatentCache:
     """Encodes what the folder lacks. Clips that cannot be read are left to the end, and then named.
 
@@ -46,6 +47,7 @@ def fill_latent_cache(
         frames: of each clip: 4n + 1 for an autoencoder that compresses time by 4.
         height, width: of the frames, multiples of what the autoencoder compresses space by.
         max_sequence_length: tokens that a caption is padded or cut to; 226 is the pipeline's.
+        noisy_images: draws of a first frame's noise (`noisy_first_frames`).
 
     Raises:
         UserError: the autoencoder cannot take clips of that shape, or videos cannot be read.
@@ -76,12 +78,12 @@ def fill_latent_cache(
     unreadable: dict[Path, str] = {}
     for demo in progress(demos, desc="clips", unit="clip"):
         try:
-            key = _key(demo.sha256, encoders["vae"], frames, height, width)
+            key = _key(demo.sha256, encoders["vae"], frames, height, width, noisy_images)
             path = clip_path(folder, key)
             if not _is_whole(path):
                 pixels = _clip(demo, frames, height, width)
                 with _memory("frames, height or width"):
-                    _save(path, _moments(model, pixels))
+                    _save(path, _moments(model, pixels, noisy_images, int(key[:15], 16)))
         except UserError as error:
             unreadable[demo.path] = str(error)
             continue
@@ -121,12 +123,29 @@ def _clip(demo: Demo, frames: int, height: int, width: int) -> Tensor:
     return to_size(video[uniform_indices(len(video), frames)], height, width)
 
 
+def noisy_first_frames(frame: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """First frames with the noise that CogVideoX's image-to-video training adds to their pixels (arXiv 2408.06072).
+
+    Args:
+        frame: (H, W, 3) uint8.
+        count: K.
+
+    Returns:
+        (K, 3, H, W) float32, pixels in [-1, 1] plus σ · normal noise, log σ normal with mean -3 and deviation 0.5.
+    """
+    pixels = frame.permute(2, 0, 1).float() / 127.5 - 1
+    sigma = (0.5 * torch.randn(count, 1, 1, 1, generator=generator) - 3).exp()
+    return pixels + sigma * torch.randn(count, *pixels.shape, generator=generator)
+
+
 @torch.no_grad()
-def _moments(vae: Any, clip: Tensor) -> dict[str, Tensor]:
+def _moments(vae: Any, clip: Tensor, noisy_images: int, seed: int) -> dict[str, Tensor]:
     pixels = clip.to(vae.device).permute(3, 0, 1, 2)[None].to(torch.float32).div_(127.5).sub_(1.0).to(vae.dtype)
+    noisy = noisy_first_frames(clip[0], noisy_images, torch.Generator().manual_seed(seed)).to(vae.device, vae.dtype)
     return {
         "moments": vae.encode(pixels).latent_dist.parameters[0],
         "image_moments": vae.encode(pixels[:, :, :1]).latent_dist.parameters[0],
+        "noisy_image_moments": torch.cat([vae.encode(x[None, :, None]).latent_dist.parameters[:, :, 0] for x in noisy]),
         "image": clip[0],
     }
 

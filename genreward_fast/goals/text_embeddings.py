@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genreward_fast.export.cache import cache_folder
 from genreward_fast.files import atomic_path
 from genreward_fast.goals.sampled_digest import sampled_sha256
 from genreward_fast.goals.video_model import Pipeline, read_text_encoder
 
 
 def default_cache() -> Path:
-    """`genreward-fast/text` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genreward-fast" / "text"
+    """`text` in the user's cache folder."""
+    return cache_folder() / "text"
 
 
 class TextEmbeddings:

@@ -1,23 +1,17 @@
-"""What fine-tuning learns from: clips that the model's frozen parts have encoded once, and the folder they lie in."""
+"""What fine-tuning learns from: clips that the model's frozen parts have encoded once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genreward_fast.errors import UserError
-from genreward_fast.files import atomic_path, read_json, write_json
-from genreward_fast.goals.sampled_digest import sampled_sha256
+from genreward_fast.goals.latent_cache import LatentCache
+
+FPS = 8.0
+"""Of videos made from cached clips: their frames are spread evenly over clips of any rate. CogVideoX's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,79 +53,30 @@ class EncodedClips(Protocol):
     def __getitem__(self, index: int) -> EncodedClip: ...
 
 
-def noisy_first_frames(frame: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """First frames with the noise that CogVideoX's image-to-video training adds to their pixels (arXiv 2408.06072).
+class CachedClips:
+    """The clips of a cache of latents (`goals/latent_cache.py`)."""
 
-    Args:
-        frame: (H, W, 3) uint8.
-        count: K.
-
-    Returns:
-        (K, 3, H, W) float32, pixels in [-1, 1] plus σ · normal noise, log σ normal with mean -3 and deviation 0.5.
-    """
-    pixels = frame.permute(2, 0, 1).float() / 127.5 - 1
-    sigma = (0.5 * torch.randn(count, 1, 1, 1, generator=generator) - 3).exp()
-    return pixels + sigma * torch.randn(count, *pixels.shape, generator=generator)
-
-
-class EncodedFolder:
-    """Encoded clips in a folder: `clip-00000.safetensors` and so on, `empty_text.safetensors`, `encoded.json`."""
+    fps = FPS
 
     def __init__(self, folder: str | Path) -> None:
         """
         Raises:
-            UserError: no such folder, no clips in it, or a file is damaged.
+            UserError: the folder holds no finished cache, or a file in it is damaged.
         """
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"{folder}: no such folder; --data is a folder of encoded demonstrations")
-        self._paths = sorted(self.folder.glob("clip-*.safetensors"))
-        if not self._paths:
-            raise UserError(f"{folder}: no encoded clips (clip-*.safetensors) in it; encode demonstrations first")
-        try:
-            self.fps = float(read_json(self.folder / "encoded.json")["fps"])
-        except (TypeError, KeyError, ValueError):
-            raise UserError(f"{self.folder / 'encoded.json'}: names no fps; encode the demonstrations again") from None
-        if not 0 < self.fps < math.inf:
-            raise UserError(f"{self.folder / 'encoded.json'}: fps {self.fps} must be above 0")
-        self.empty_text = _read(self.folder / "empty_text.safetensors", ["text"])["text"]
+        self._cache = LatentCache(folder)
+        self.empty_text: Tensor = self._cache.no_text()
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        files = [self.folder / "encoded.json", self.folder / "empty_text.safetensors", *self._paths]
-        digests = [(path.name, sampled_sha256(path)) for path in files]
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        return self._cache.fingerprint
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._cache)
 
     def __getitem__(self, index: int) -> EncodedClip:
         """
         Raises:
-            UserError: the file is damaged.
+            UserError: a file is missing or damaged.
         """
-        return EncodedClip(**_read(self._paths[index], [field.name for field in fields(EncodedClip)]))
-
-
-def write_clip(folder: Path, index: int, clip: EncodedClip) -> None:
-    """Adds a clip to a folder, or replaces it."""
-    tensors = {field.name: getattr(clip, field.name).detach().cpu().contiguous() for field in fields(clip)}
-    with atomic_path(folder / f"clip-{index:05d}.safetensors") as temporary:
-        save_file(tensors, temporary)
-
-
-def write_common(folder: Path, fps: float, empty_text: Tensor) -> None:
-    """Writes what all clips of a folder share."""
-    with atomic_path(folder / "empty_text.safetensors") as temporary:
-        save_file({"text": empty_text.detach().cpu().contiguous()}, temporary)
-    write_json(folder / "encoded.json", {"fps": fps})
-
-
-def _read(path: Path, names: list[str]) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or missing ({error}); encode the demonstrations again") from error
-    if sorted(tensors) != sorted(names):
-        raise UserError(f"{path}: holds {sorted(tensors)}, not {sorted(names)}; encode the demonstrations again")
-    return tensors
+        clip = self._cache[index]
+        return EncodedClip(clip.moments, clip.noisy_image_moments, clip.texts, clip.image)

@@ -10,7 +10,7 @@ import torch
 from genreward_fast.errors import UserError
 from genreward_fast.goals.finetune import state
 from genreward_fast.goals.finetune.config import FinetuneConfig
-from genreward_fast.goals.finetune.encoded import EncodedFolder
+from genreward_fast.goals.finetune.encode import encoded_clips
 from genreward_fast.goals.video_model import model_folder, model_source, read_pipeline, require_generate_extra
 
 # What may change when a run goes on: none of it changes a step that has been made.
@@ -43,9 +43,14 @@ def finetune(
     *,
     resume: bool,
     device: torch.device,
+    latents: Path | None = None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Fine-tunes a video model; see `FinetuneConfig` for `settings`.
+
+    Args:
+        data: demonstrations of any kind that `read_demos` knows, or a cache of latents.
+        latents: where demonstrations are cached once encoded; None for `out/latents`.
 
     Returns:
         what `finetune.json` records.
@@ -63,11 +68,12 @@ def finetune(
     if device.type == "cpu" and not resume:
         settings = {"dtype": "float32"} | settings
     config = resolve_config(settings, resumed and resumed["config"])
-    clips = EncodedFolder(data)
+    folder = model_folder(model_source(preset, model))
+    clips = encoded_clips(data, latents or out / "latents", folder, getattr(torch, config.dtype), device)
     if resumed is not None and resumed["data"] != clips.identity:  # before gigabytes are loaded
         raise UserError(f"{out}: the run was started with other data; resume it with the same --data")
     dtype = torch.float32 if config.lora_rank is None else getattr(torch, config.dtype)
-    pipeline = read_pipeline(model_folder(model_source(preset, model)), dtype)
+    pipeline = read_pipeline(folder, dtype)
     return FineTuner(pipeline, clips, config, out, resumed=resumed, cpu=device.type == "cpu").run()
 
 

@@ -14,10 +14,13 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXTransformer3DModel,
 )
+from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from genreward_fast.encoders.architectures import seeded
-from genreward_fast.goals.finetune.encoded import EncodedClip, write_clip, write_common
+from genreward_fast.files import write_json
+from genreward_fast.goals.finetune.encoded import EncodedClip
+from genreward_fast.goals.latent_cache import FORMAT, INDEX, caption_path, clip_path
 from genreward_fast.goals.video_model_configs import SCHEDULER, TRANSFORMER
 
 VAE = {
@@ -66,10 +69,29 @@ def _make_clip(generator: torch.Generator, frames: int = 3, side: int = 4, wordi
 
 
 def _save_clips(folder: Path, seed: int = 0, count: int = 4, **sizes: int) -> Path:
+    """A cache of latents as `fill_latent_cache` leaves it, of random clips; clip N's key is its number."""
     generator = torch.Generator().manual_seed(seed)
+    for kind in ("clips", "captions"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    clips = []
     for index in range(count):
-        write_clip(folder, index, _make_clip(generator, **sizes))
-    write_common(folder, 8.0, torch.randn(TINY["max_text_seq_length"], TINY["text_embed_dim"], generator=generator))
+        clip, key = _make_clip(generator, **sizes), f"{index:05d}"
+        tensors = {
+            "moments": clip.video,
+            "image_moments": clip.first_frames[0][:, None].clone(),
+            "noisy_image_moments": clip.first_frames,
+            "image": clip.frame,
+        }
+        save_file(tensors, clip_path(folder, key))
+        captions = {f"caption {i}": f"{key}-{i}" for i in range(len(clip.texts))}
+        for caption_key, text in zip(captions.values(), clip.texts):
+            save_file({"embedding": text.contiguous()}, caption_path(folder, caption_key))
+        clips.append({"name": f"clip {index}", "key": key, "captions": captions})
+    empty = torch.randn(TINY["max_text_seq_length"], TINY["text_embed_dim"], generator=generator)
+    save_file({"embedding": empty}, caption_path(folder, "none"))
+    shape = {"frames": 9, "height": 32, "width": 32, "scale": 0.7, "image_scale": 0.7, "max_sequence_length": 12}
+    encoders = {"vae": str(seed), "text": str(seed)}
+    write_json(folder / INDEX, FORMAT | shape | {"encoders": encoders, "no_text": "none", "clips": clips})
     return folder
 
 
@@ -102,7 +124,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_text_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GENREWARD_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)

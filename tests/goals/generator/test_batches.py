@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 from genreward_fast.errors import UserError
 from genreward_fast.goals.finetune.batches import clip_index, draw_example, generator_of, load_batch
 from genreward_fast.goals.finetune.config import FinetuneConfig
-from genreward_fast.goals.finetune.encoded import EncodedFolder, noisy_first_frames
+from genreward_fast.goals.finetune.encoded import CachedClips
+from genreward_fast.goals.latent_fill import noisy_first_frames
 
 
 def test_each_clip_comes_once_an_epoch_in_a_new_order():
@@ -16,7 +18,7 @@ def test_each_clip_comes_once_an_epoch_in_a_new_order():
 
 
 def test_draws_do_not_depend_on_how_examples_are_batched(data):
-    clips, config = EncodedFolder(data), FinetuneConfig(seed=3)
+    clips, config = CachedClips(data), FinetuneConfig(seed=3)
     whole = load_batch(clips, range(4, 8), 4, config, 1000, 1)
     for position, number in enumerate(range(4, 8)):
         alone = load_batch(clips, [number], 4, config, 1000, 1)
@@ -61,10 +63,11 @@ def test_dropout_and_wordings_come_as_often_as_asked(make_clip, fresh_generator)
 
 
 def test_clips_of_two_shapes_are_refused(tmp_path, save_clips):
-    save_clips(tmp_path, count=3, frames=5)
-    save_clips(tmp_path, count=2)
+    longer = save_clips(tmp_path / "longer", count=1, frames=5)
+    folder = save_clips(tmp_path / "clips", count=3)
+    shutil.copy(longer / "clips" / "00000.safetensors", folder / "clips" / "00002.safetensors")
     with pytest.raises(UserError, match="latents of another shape than clip"):
-        load_batch(EncodedFolder(tmp_path), range(3), 3, FinetuneConfig(), 1000, 1)
+        load_batch(CachedClips(folder), range(3), 3, FinetuneConfig(), 1000, 1)
 
 
 def test_the_noise_of_first_frames(fresh_generator):
@@ -78,21 +81,21 @@ def test_the_noise_of_first_frames(fresh_generator):
 
 def test_a_folders_identity_is_its_content(tmp_path, save_clips, data):
     same, other = save_clips(tmp_path / "same"), save_clips(tmp_path / "other", seed=1)
-    assert EncodedFolder(same).identity == EncodedFolder(data).identity
-    assert EncodedFolder(other).identity != EncodedFolder(data).identity
+    assert CachedClips(same).identity == CachedClips(data).identity
+    assert CachedClips(other).identity != CachedClips(data).identity
 
 
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        (lambda folder: [path.unlink() for path in folder.glob("clip-*")], "no encoded clips"),
-        (lambda folder: (folder / "encoded.json").write_text("{}"), "names no fps"),
-        (lambda folder: (folder / "encoded.json").write_text('{"fps": 0}'), "must be above 0"),
-        (lambda folder: (folder / "empty_text.safetensors").write_bytes(b"x"), "damaged or missing"),
-        (lambda folder: (folder / "clip-00001.safetensors").write_bytes(b"x" * 90), "clip-00001.*damaged"),
+        (lambda folder: (folder / "index.json").unlink(), "no finished cache"),
+        (lambda folder: (folder / "index.json").write_text("{}"), "is not the index of a cache"),
+        (lambda folder: (folder / "captions" / "none.safetensors").write_bytes(b"x"), "none.safetensors: is damaged"),
+        (lambda folder: (folder / "clips" / "00001.safetensors").write_bytes(b"x" * 90), "00001.*damaged"),
+        (lambda folder: (folder / "clips" / "00001.safetensors").unlink(), "00001.*missing"),
     ],
 )
 def test_a_broken_folder_is_named(tmp_path, save_clips, break_it, says):
     break_it(save_clips(tmp_path))
     with pytest.raises(UserError, match=says):
-        list(EncodedFolder(tmp_path))
+        list(CachedClips(tmp_path))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,11 +16,12 @@ from genreward_fast.errors import Interrupted, RunFailed, TrainingDiverged, User
 from genreward_fast.goals.finetune import state, trainer
 from genreward_fast.goals.finetune.batches import clip_index
 from genreward_fast.goals.finetune.config import FinetuneConfig
-from genreward_fast.goals.finetune.encoded import EncodedFolder
+from genreward_fast.goals.finetune.encoded import CachedClips
 from genreward_fast.goals.finetune.schedule import learning_rate
 from genreward_fast.goals.finetune.start import finetune
 from genreward_fast.goals.finetune.trainer import FineTuner
 from genreward_fast.goals.finetune.updates import Updates
+from genreward_fast.goals.video_io import write_video
 from genreward_fast.goals.video_model import read_pipeline
 
 FAST = {"batch_size": 2, "warmup": 1, "lr": 5e-3, "validate_every": 0, "ema_decay": 0.5, "log_every": 1}
@@ -55,7 +56,7 @@ def video_of(pipeline) -> torch.Tensor:
 def test_the_loss_falls_and_the_result_loads_in_diffusers(tmp_path, model, data, rank):
     before = FineTuner(
         read_pipeline(model),
-        EncodedFolder(data),
+        CachedClips(data),
         FinetuneConfig(validation_clips=1, dtype="float32"),
         tmp_path,
         cpu=True,
@@ -189,9 +190,9 @@ def test_a_broken_clip_loses_nothing(tmp_path, model, save_clips):
     data = save_clips(tmp_path / "data")
     settings = {"lora_rank": 4, "steps": 4, "batch_size": 1}
     steps_before = next(number for number in (1, 2) if clip_index(number, 4, 0) != 0)  # the first clip is read at once
-    broken = data / f"clip-{clip_index(steps_before, 4, 0):05d}.safetensors"
+    broken = data / "clips" / f"{clip_index(steps_before, 4, 0):05d}.safetensors"
     broken.write_bytes(broken.read_bytes()[:-10])
-    with pytest.raises(UserError, match=f"{broken.name}: damaged"):
+    with pytest.raises(UserError, match=f"{broken.name}: is damaged"):
         run(data, model, tmp_path / "run", **settings)
     assert state.load(tmp_path / "run")["step"] == steps_before
 
@@ -254,3 +255,30 @@ def test_settings_without_sense_are_refused(tmp_path, model, data, settings, say
     with pytest.raises(UserError, match=says):
         run(data, model, tmp_path, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_demonstrations_are_encoded_once_and_trained_on(tmp_path, model, monkeypatch):
+    """From videos with captions to a LoRA, by the model's own encoders; the second run finds what they made."""
+    demos, generator = tmp_path / "demos", torch.Generator().manual_seed(0)
+    demos.mkdir()
+    for name in ("push", "open"):
+        pixels = torch.randint(0, 256, (12, 40, 32, 3), generator=generator, dtype=torch.uint8)
+        write_video(demos / f"{name}.mp4", pixels, 8)
+        (demos / f"{name}.txt").write_text(f"{name} the door\n{name} the ball")
+    record = run(demos, model, tmp_path / "run", lora_rank=4, steps=2)
+    clips = CachedClips(tmp_path / "run" / "latents")
+    assert record["data"] == clips.identity
+    shape = read_pipeline(model).transformer.config
+    assert len(clips) == 2
+    assert clips[0].video.shape[1] == (shape.sample_frames - 1) // 4 + 1
+    assert clips[0].frame.shape[:2] == (8 * shape.sample_height, 8 * shape.sample_width)
+    assert clips[0].texts.shape[0] == 2
+    noise = clips[0].first_frames[0] - clips[0].first_frames[1]
+    assert noise.abs().max() > 0
+
+    monkeypatch.setattr(AutoencoderKLCogVideoX, "encode", None)  # not called any more
+    again = run(tmp_path / "run" / "latents", model, tmp_path / "again", lora_rank=4, steps=2)
+    assert again["loss"] == record["loss"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="is not encoded yet; do that with one process first"):
+        run(demos, model, tmp_path / "parallel", lora_rank=4, steps=2)
