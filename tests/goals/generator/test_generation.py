@@ -105,7 +105,7 @@ def test_embeddings_depend_on_the_encoder_and_survive_damage(tmp_path, model, sa
     other = save_model(tmp_path / "other", seed=1)
     first = embed(model)
     assert not torch.allclose(embed(other), first)
-    cache = tmp_path / "cache" / "genreward-fast" / "text"
+    cache = tmp_path / "cache" / "text"
     files = sorted(cache.iterdir())
     assert len(files) == 4
     for file in files:
