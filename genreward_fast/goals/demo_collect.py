@@ -172,7 +172,10 @@ def _collect_clip(job: _Job) -> dict[str, Any] | None:
         # Frames are most of the cost, so a failure is found out without them; the episode is the same with them.
         if expert_episode(config, seed, (), env=env).first_success is None:
             continue
-        episode = expert_episode(config, seed, (collection.size,), env=env)
+        try:
+            episode = expert_episode(config, seed, (collection.size,), env=env)
+        finally:
+            env.close()  # an OpenGL context left to the end of a worker process is freed too late, and can block it
         frames = torch.from_numpy(episode.frames[collection.size])
         file = f"{demo_files.CLIPS}/{job.task}-{job.number:04d}.mp4"
         try:
