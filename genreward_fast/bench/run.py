@@ -74,8 +74,8 @@ def run_benchmarks(
         target = json / f"{name}.json" if json is not None and len(names) > 1 else json
         writing = [] if target is None else ["--json", str(target)]
         if name == "agent":
-            shape = {"envs": max(envs, default=16), "train_ratio": train_ratio}
-            run_agent(chosen, seconds, target, skip_environments=skip_environments, **shape, **options)
+            options |= {"envs": max(envs, default=16), "train_ratio": train_ratio}
+            run_agent(chosen, seconds, target, skip_environments=skip_environments, **options)
         elif name in encoders.ENCODERS:
             encoders.run(name, request, target)
         elif name == "reward":

@@ -16,6 +16,7 @@ from genreward_fast.errors import UserError
     "--data", type=FOLDER, required=True, help="Demonstrations (genreward demos, LeRobot, videos), or their latents."
 )
 @click.option("--latents", type=FOLDER, help="Where demonstrations are kept once encoded.  [default: latents in --out]")
+@click.option("--camera", help="Of a LeRobot dataset with several cameras.  [default: the first]")
 @click.option("--preset", default="paper", show_default=True, help="Whose model: paper (CogVideoX-5B-I2V) or tiny.")
 @click.option("--model", help="Hub id or folder of a CogVideoX image-to-video model, instead of the preset's.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run and its result.")
@@ -45,8 +46,8 @@ from genreward_fast.errors import UserError
 @click.option("--checkpoint-every", type=int, help="Steps.  [default: 250]")
 @click.option("--log-every", type=int, help="Steps.  [default: 10]")
 def finetune(
-    data: Path, preset: str, model: str | None, out: Path, resume: bool, device: str, latents: Path | None, full: bool,
-    **flags: Any,
+    data: Path, preset: str, model: str | None, out: Path, resume: bool, device: str, latents: Path | None,
+    camera: str | None, full: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Adapt the video model to demonstrations: a LoRA, or with --full all weights.
 
@@ -63,7 +64,15 @@ def finetune(
             raise UserError("--full: trains all weights, so leave --lora-rank out")
         settings["lora_rank"] = None
     record = train_model(
-        data, preset, model, out, resume=resume, device=resolve_device(device), latents=latents, settings=settings
+        data,
+        preset,
+        model,
+        out,
+        resume=resume,
+        device=resolve_device(device),
+        latents=latents,
+        camera=camera,
+        settings=settings,
     )
     for line in result_lines(record, out):
         click.echo(line)

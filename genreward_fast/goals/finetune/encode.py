@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,9 @@ from genreward_fast.goals.latent_fill import fill_latent_cache
 from genreward_fast.goals.video_model import OPTION, cast, read_text_encoder
 
 
-def encoded_clips(data: Path, latents: Path, model: Path, dtype: torch.dtype, device: torch.device) -> CachedClips:
+def encoded_clips(
+    data: Path, latents: Path, model: Path, dtype: torch.dtype, device: torch.device, camera: str | None = None
+) -> CachedClips:
     """The clips of `data`, which is a cache of latents itself, or demonstrations: these are encoded into `latents`.
 
     What is in `latents` already is not computed again. The encoders are freed before this returns.
@@ -25,6 +28,7 @@ def encoded_clips(data: Path, latents: Path, model: Path, dtype: torch.dtype, de
     Args:
         model: folder in diffusers' layout; clips get the frames and the size that its transformer was made for.
         dtype, device: of the encoding.
+        camera: of a LeRobot dataset; see `read_demos`.
 
     Raises:
         UserError: bad data, or several processes and the data is not encoded yet.
@@ -32,7 +36,7 @@ def encoded_clips(data: Path, latents: Path, model: Path, dtype: torch.dtype, de
     """
     if (data / INDEX).exists():
         return CachedClips(data)
-    demos = read_demos(data)
+    demos = read_demos(data, camera=camera)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if not (latents / INDEX).exists():
             raise UserError(
@@ -42,7 +46,7 @@ def encoded_clips(data: Path, latents: Path, model: Path, dtype: torch.dtype, de
         return CachedClips(latents)
     shape = read_json(model / "transformer" / "config.json")
     text_encoder, tokenizer = read_text_encoder(model, dtype)
-    vae = read_vae(str(model), OPTION)
+    vae: Any = read_vae(str(model), OPTION)  # the library gives its attributes to type checkers as unknown
     spatial = 2 ** (len(vae.config["block_out_channels"]) - 1)
     fill_latent_cache(
         demos,

@@ -44,6 +44,7 @@ def finetune(
     resume: bool,
     device: torch.device,
     latents: Path | None = None,
+    camera: str | None = None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Fine-tunes a video model; see `FinetuneConfig` for `settings`.
@@ -51,6 +52,7 @@ def finetune(
     Args:
         data: demonstrations of any kind that `read_demos` knows, or a cache of latents.
         latents: where demonstrations are cached once encoded; None for `out/latents`.
+        camera: of a LeRobot dataset; see `read_demos`.
 
     Returns:
         what `finetune.json` records.
@@ -69,7 +71,7 @@ def finetune(
         settings = {"dtype": "float32"} | settings
     config = resolve_config(settings, resumed and resumed["config"])
     folder = model_folder(model_source(preset, model))
-    clips = encoded_clips(data, latents or out / "latents", folder, getattr(torch, config.dtype), device)
+    clips = encoded_clips(data, latents or out / "latents", folder, getattr(torch, config.dtype), device, camera)
     if resumed is not None and resumed["data"] != clips.identity:  # before gigabytes are loaded
         raise UserError(f"{out}: the run was started with other data; resume it with the same --data")
     dtype = torch.float32 if config.lora_rank is None else getattr(torch, config.dtype)
