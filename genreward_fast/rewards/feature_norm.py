@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class FeatureNorm(nn.Module):
     """(ψ − mean) / deviation, each dimension by itself, over the rows it was shown.
 
-    Class tokens of pictures of one scene are nearly parallel: what tells one state from another is a small part of
-    them, which a network sees much better once the common part is gone.
+    Features of pictures of one scene may be nearly parallel: what tells one state from another is then a small part of
+    them, which a network sees better once the common part is gone.
 
     Mean and second moment are averages of all batches up to the `memory`-th, exponential ones from there on. `observe`
     never waits for the device.

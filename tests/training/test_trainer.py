@@ -208,7 +208,7 @@ def test_scores_are_read_only_after_waiting_for_them(tmp_path, goal, monkeypatch
     monkeypatch.setattr(rollout, "beside", handed_over)
     monkeypatch.setattr(rollout, "join", lambda name, device: running.clear())
     run = _made(tmp_path)
-    with trainer_of(small_config(prefill=10_000, fb_steps=20_000), run, goal) as trainer:
+    with trainer_of(small_config(prefill=10_000, fb_steps=20_000, overlap=True), run, goal) as trainer:
         monkeypatch.setattr(Replay, "relabel", read(Replay.relabel))
         monkeypatch.setattr(Meters, "add", read(Meters.add))
         while trainer.rollout.env_steps < 140:
