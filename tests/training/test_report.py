@@ -152,7 +152,10 @@ def test_goals_are_shown_and_text_is_escaped(make_run, tmp_path):
 
 def test_a_method_is_what_matters_of_the_settings(make_run, tmp_path):
     made = {
-        "dense + genreward (alpha 10.0)": [dict(seed=0), dict(seed=1, device="cpu", steps=9000, task="reach")],
+        "dense + genreward (alpha 10.0)": [
+            dict(seed=0),
+            dict(seed=1, device="cpu", engine="auto", steps=9000, task="reach"),
+        ],
         "dense + genreward (alpha 1.0)": [dict(alpha=1.0)],
         "dense + genreward without video": [dict(use_video=False), dict(use_video=False, alpha=3.0, seed=4)],
         "sparse + genreward without fb": [dict(use_fb=False, env_reward="sparse", fb_steps=3000)],
