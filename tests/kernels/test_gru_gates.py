@@ -6,7 +6,7 @@ import torch
 from genreward_fast.kernels import gru_gates as module
 from genreward_fast.kernels.gru_gates import gru_gates, gru_gates_backward, gru_gates_reference
 
-SHAPES = [(1, 1, 1), (3, 2, 5), (7, 8, 33), (16, 8, 256)]  # rows, blocks, units of a block
+SHAPES = [(1, 1, 7), (6, 3, 1), (3, 2, 5), (7, 8, 33), (16, 8, 256)]  # rows, blocks, units of a block
 DTYPES = [torch.float32, torch.bfloat16]
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 

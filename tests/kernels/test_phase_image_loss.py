@@ -8,7 +8,7 @@ from genreward_fast.kernels.phase_image_loss import phase_image_loss, phase_imag
 from genreward_fast.kernels.triton_support import INTERPRETED
 
 # (leading axes, H, W in blocks, channels, side)
-SHAPES = [((1,), 2, 2, 12, 2), ((2, 3), 4, 3, 16, 2), ((3,), 3, 5, 48, 4), ((2, 2), 8, 8, 64, 4)]
+SHAPES = [((5,), 2, 2, 12, 2), ((2, 3), 4, 3, 16, 2), ((3,), 3, 5, 48, 4), ((2, 2), 8, 8, 64, 4)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 if INTERPRETED:  # which rounds to bfloat16 down, not to the nearest

@@ -14,7 +14,7 @@ from genreward_fast.kernels.policy_loss import (
 
 MIN, MAX = 0.1, 1.0
 # (steps, rows, actions)
-SHAPES = [(1, 1, 1), (3, 5, 4), (15, 7, 3), (2, 70, 6), (2, 3, 39)]
+SHAPES = [(1, 8, 1), (3, 5, 4), (15, 7, 3), (2, 70, 6), (2, 3, 39)]
 DTYPES = [torch.float32, torch.bfloat16]
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
