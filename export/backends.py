@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genreward_fast.errors import UserError
+from genreward_fast.errors import UserError, first_line
 from genreward_fast.export.aotinductor import AOTInductorBackend
 from genreward_fast.export.build_lock import only_builder
 from genreward_fast.export.engine import Backend, Engine, Manifest, TensorSpec
@@ -247,7 +247,7 @@ def _user_errors(title: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             reason += f"; make room there, or where temporary files go ({tempfile.gettempdir()}, or set TMPDIR)"
         raise UserError(f"{title}: {reason}") from error

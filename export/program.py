@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from genreward_fast.errors import UserError
+from genreward_fast.errors import UserError, first_line
 
 
 def export_program(
@@ -34,8 +34,7 @@ def export_program(
         except Exception as error:
             if not dynamic_batch:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{type(module).__name__} cannot be exported for every batch size up to {max_batch} ({reason}); if it "
-                "needs one batch size, build with dynamic_batch=False"
+                f"{type(module).__name__} cannot be exported for every batch size up to {max_batch} "
+                f"({first_line(error)}); if it needs one batch size, build with dynamic_batch=False"
             ) from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genreward_fast.errors import UserError
+from genreward_fast.errors import UserError, first_line
 from genreward_fast.export.engine import CheckedEngine, Engine, Manifest
 from genreward_fast.export.machine import compute_capability
 from genreward_fast.export.onnx_graph import write_onnx
@@ -88,5 +88,4 @@ class TensorRTBackend:
         try:
             return importlib.import_module(self.library)
         except Exception as error:  # a package without its libraries raises what it likes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.library} cannot be imported ({reason}); {self._install}") from None
+            raise UserError(f"{self.library} cannot be imported ({first_line(error)}); {self._install}") from None

@@ -1,4 +1,4 @@
-"""The exceptions that a user sees as a single line instead of a traceback."""
+"""The exceptions that a user sees as a single line instead of a traceback, and what fits into one."""
 
 
 class UserError(Exception):
@@ -19,3 +19,9 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none: what fits into a one-line message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

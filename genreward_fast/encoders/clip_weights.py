@@ -14,8 +14,8 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genreward_fast.encoders.sources import check_loading_info, first_line, loading, local_folder
-from genreward_fast.errors import UserError
+from genreward_fast.encoders.sources import check_loading_info, loading, local_folder
+from genreward_fast.errors import UserError, first_line
 from genreward_fast.files import read_json
 
 _CONFIG = "open_clip_config.json"

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from genreward_fast.encoders.engine_cache import Say, cached_engine, engine_folder
 from genreward_fast.encoders.engine_source import EngineSource
-from genreward_fast.encoders.sources import first_line
-from genreward_fast.errors import UserError
+from genreward_fast.errors import UserError, first_line
 from genreward_fast.export.backends import BACKENDS, available
 from genreward_fast.export.machine import compute_capability
 from genreward_fast.files import read_json, write_json

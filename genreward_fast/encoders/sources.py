@@ -12,16 +12,10 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from genreward_fast.errors import UserError
+from genreward_fast.errors import UserError, first_line
 from genreward_fast.files import read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none: what fits into a one-line message."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def local_folder(source: str, patterns: Sequence[str], option: str) -> Path:

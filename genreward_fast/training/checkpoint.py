@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from genreward_fast.errors import UserError
+from genreward_fast.errors import UserError, first_line
 from genreward_fast.files import atomic_path
 
 FORMAT = 1
@@ -33,9 +33,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path}: damaged, cannot be read ({reason[:120]}); restore it from a copy or start anew"
+            f"{path}: damaged, cannot be read ({first_line(error)[:120]}); restore it from a copy or start anew"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this version (format {FORMAT})")
