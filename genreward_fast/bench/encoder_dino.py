@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DINOv3ViTImageProcessor, DINOv3ViTModel
 
 from genreward_fast.bench.encoder_work import (
     SEED,
     Call,
+    Ours,
     Request,
     Work,
     count_flops,
-    engine_call,
     least_bytes,
     needs_cuda,
     random_frames,
@@ -30,17 +29,6 @@ from genreward_fast.kernels.precision import exact_products
 
 BATCH = {"paper": (1, 16, 64), "tiny": (1, 4)}
 PIXELS = {"paper": 224, "tiny": 64}
-
-
-class ClassToken(nn.Module):
-    """What an engine is made of: (N, 3, H, W) normalised pixels to (N, D)."""
-
-    def __init__(self, vit: nn.Module) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.vit(pixel_values=pixels).pooler_output
 
 
 def check(request: Request) -> None:
@@ -66,24 +54,11 @@ def frames_work(request: Request, library: DINOv3ViTModel, frames: Tensor) -> Wo
     """The encoder on frames (N, H, W, 3), H = W."""
     size = frames.shape[1]
 
-    def ours() -> ImageEncoder:
+    def make() -> ImageEncoder:
         encoder = ImageEncoder(copy.deepcopy(library), size=size, dtype=request.dtype, note=request.note)
         return encoder.to(request.place)
 
-    def plain() -> Call:
-        encoder = ours()
-        return lambda: encoder.encode(encoder.preprocess(frames)).float()
-
-    def graphed() -> Call:
-        needs_cuda(request.place)
-        encoder = ours()
-        encoder.graphs = True
-        return lambda: encoder(frames)
-
-    def engine(backend: str) -> Call:
-        encoder = ours()
-        run = engine_call(ClassToken(encoder.vit).eval(), (encoder.preprocess(frames).contiguous(),), backend)
-        return lambda: run(encoder.preprocess(frames)).float()
+    ours = Ours(make, frames)
 
     def eager() -> Call:
         return library_call(copy.deepcopy(library), request.place, request.dtype, frames)
@@ -103,8 +78,7 @@ def frames_work(request: Request, library: DINOv3ViTModel, frames: Tensor) -> Wo
             "transformers, torch.compile": compiled,
             "transformers, torch.compile, CUDA graph": compiled_graph,
         }
-    contestants |= {"ours": plain, "ours, CUDA graph": graphed}
-    contestants |= {f"ours, {backend}": partial(engine, backend) for backend in request.engines}
+    contestants |= {"ours": ours.plain, "ours, CUDA graph": ours.graphed} | ours.engines(request.engines)
     return Work(
         encoder="dino",
         shape="×".join(map(str, frames.shape[:-1])),

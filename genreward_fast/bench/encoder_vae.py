@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 from genreward_fast.bench.encoder_work import (
     SEED,
     Call,
+    Ours,
     Request,
     Work,
     count_flops,
-    engine_call,
     least_bytes,
-    needs_cuda,
     random_frames,
 )
 from genreward_fast.encoders import architectures
@@ -68,24 +66,11 @@ def clip_work(request: Request, autoencoder: Any, clips: Tensor) -> Work:
     """The encoder on clips (B, T, H, W, 3)."""
     size, length = clips.shape[2], clips.shape[1]
 
-    def ours() -> VideoEncoder:
+    def make() -> VideoEncoder:
         encoder = VideoEncoder(autoencoder, size=size, clip_length=length, dtype=request.dtype, note=request.note)
         return encoder.to(request.place)
 
-    def plain() -> Call:
-        encoder = ours()
-        return lambda: encoder.encode(encoder.preprocess(clips)).float()
-
-    def graphed() -> Call:
-        needs_cuda(request.place)
-        encoder = ours()
-        encoder.graphs = True
-        return lambda: encoder(clips)
-
-    def engine(backend: str) -> Call:
-        encoder = ours()
-        run = engine_call(encoder.encoder, (encoder.preprocess(clips),), backend)
-        return lambda: run(encoder.preprocess(clips)).float()
+    ours = Ours(make, clips)
 
     contestants: dict[str, Callable[[], Call]] = {
         "diffusers": lambda: library_call(to_device(autoencoder, request), clips)
@@ -93,11 +78,11 @@ def clip_work(request: Request, autoencoder: Any, clips: Tensor) -> Work:
     if request.compiled:
         contestants["diffusers, torch.compile"] = lambda: compiled_call(autoencoder, request, clips)
     contestants |= {
-        "ours": plain,
-        "ours, CUDA graph": graphed,
-        "ours, CUDA graph, cuDNN searched": lambda: searched(graphed()),
+        "ours": ours.plain,
+        "ours, CUDA graph": ours.graphed,
+        "ours, CUDA graph, cuDNN searched": lambda: searched(ours.graphed()),
     }
-    contestants |= {f"ours, {backend}": partial(engine, backend) for backend in request.engines}
+    contestants |= ours.engines(request.engines)
     return Work(
         encoder="vae",
         shape="×".join(map(str, clips.shape[:-1])),

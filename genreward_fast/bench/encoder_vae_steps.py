@@ -18,7 +18,7 @@ from genreward_fast.bench.encoder_vae import (
     searched,
     to_device,
 )
-from genreward_fast.bench.encoder_work import Call, Request, Work, needs_cuda, random_frames
+from genreward_fast.bench.encoder_work import Call, Ours, Request, Work, random_frames
 from genreward_fast.encoders import causal_vae
 from genreward_fast.encoders.causal_vae import CHUNK
 from genreward_fast.encoders.video import VideoEncoder
@@ -68,16 +68,14 @@ def steps_work(request: Request, batch: int, frames: int, pixels: int) -> Work:
 
         return call
 
-    def ours() -> VideoEncoder:
+    def make() -> VideoEncoder:
         encoder = VideoEncoder(autoencoder, size=pixels, clip_length=frames, dtype=request.dtype, note=request.note)
         return encoder.to(request.place)
 
-    def plain() -> Call:
-        encoder = ours()
-        return lambda: encoder.encode(encoder.preprocess(clips)).float()
+    ours = Ours(make, clips)
 
     def plain_pool() -> Call:
-        call = plain()
+        call = ours.plain()
 
         def run() -> Tensor:
             with patch.object(causal_vae, "time_pool", time_pool_reference):
@@ -85,19 +83,13 @@ def steps_work(request: Request, batch: int, frames: int, pixels: int) -> Work:
 
         return run
 
-    def graphed() -> Call:
-        needs_cuda(request.place)
-        encoder = ours()
-        encoder.graphs = True
-        return lambda: encoder(clips)
-
     contestants: dict[str, Callable[[], Call]] = {
         "diffusers": lambda: library_call(to_device(autoencoder, request), clips),
         "one pass instead of chunks": one_pass,
         "channels-last memory": lambda: one_pass(last=True),
         "cuDNN searches its algorithms": lambda: searched(one_pass(last=True)),
         "norm, SiLU, sums and padding fused": lambda: searched(plain_pool()),
-        "time pooling fused": lambda: searched(plain()),
-        "a CUDA graph": lambda: searched(graphed()),
+        "time pooling fused": lambda: searched(ours.plain()),
+        "a CUDA graph": lambda: searched(ours.graphed()),
     }
     return replace(clip_work(request, autoencoder, clips), contestants=contestants)

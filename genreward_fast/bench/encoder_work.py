@@ -6,8 +6,9 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genreward_fast.bench.contestant import Unavailable
 from genreward_fast.bench.timing import Limits, call_times
+from genreward_fast.encoders.engine_source import EncoderNetwork
+from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.presets import EncoderConfig, default_dtype
 from genreward_fast.errors import UserError
 from genreward_fast.export.backends import build_engine, load_engine, relative_rms_error
@@ -115,6 +118,41 @@ def engine_call(module: nn.Module, inputs: tuple[Tensor, ...], backend: str) -> 
         with references_only():
             build_engine(module, inputs, path, backend, dynamic_batch=False)
         return load_engine(path, inputs[0].device)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The ways to run one of our encoders; each makes it anew and gives the call.
+
+    Attributes:
+        make: the encoder, on its device.
+        frames: uint8, as the encoder takes them, there as well.
+    """
+
+    make: Callable[[], FrozenEncoder]
+    frames: Tensor
+
+    def plain(self) -> Call:
+        """Launch by launch."""
+        encoder = self.make()
+        return lambda: encoder.encode(encoder.preprocess(self.frames)).float()
+
+    def graphed(self) -> Call:
+        """As a CUDA graph. Raises Unavailable without a GPU."""
+        needs_cuda(self.frames.device)
+        encoder = self.make()
+        encoder.graphs = True
+        return lambda: encoder(self.frames)
+
+    def engine(self, backend: str) -> Call:
+        """With an engine in the network's place."""
+        encoder = self.make()
+        run = engine_call(EncoderNetwork(encoder), (encoder.preprocess(self.frames).contiguous(),), backend)
+        return lambda: run(encoder.preprocess(self.frames)).float()
+
+    def engines(self, backends: Sequence[str]) -> dict[str, Callable[[], Call]]:
+        """`engine` for each of them, by the contestant's name."""
+        return {f"ours, {backend}": partial(self.engine, backend) for backend in backends}
 
 
 def needs_cuda(device: torch.device) -> None:
