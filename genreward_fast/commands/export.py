@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, section
+from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, encoder_weights, section
 
 
 @click.command(cls=SectionedCommand)
@@ -32,12 +32,7 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
 @click.option("--max-batch", type=int, help="Clips or frames at once; more are split.  [default: vae 4, others 64]")
 @click.option("--clip-frames", type=int, help="Frames of a window that the video encoder sees, as for training.")
 @section("Weights")
-@click.option("--vae", help="Hub id or folder of the video VAE.")
-@click.option("--dino", help="Hub id or folder of DINOv3.")
-@click.option("--clip", help="Hub id, folder or checkpoint of OpenCLIP.")
-@click.option(
-    "--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark."
-)
+@encoder_weights
 def export(
     preset: str, device: str | None, clip_frames: int | None, vae: str | None, dino: str | None, clip: str | None,
     weights: str | None, **request: Any,

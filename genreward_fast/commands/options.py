@@ -33,6 +33,20 @@ class _Heading(click.Option):
         self.title = title
 
 
+def encoder_weights(function: F) -> F:
+    """Adds the options that say where the encoders' weights come from."""
+    for option in (
+        click.option(
+            "--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark."
+        ),
+        click.option("--clip", help="Hub id, folder or checkpoint of OpenCLIP."),
+        click.option("--dino", help="Hub id or folder of DINOv3."),
+        click.option("--vae", help="Hub id or folder of the video VAE."),
+    ):  # the last one added is listed first
+        function = option(function)
+    return function
+
+
 def section(title: str) -> Callable[[F], F]:
     """Options that are listed below this decorator stand under `title` in the help text."""
 

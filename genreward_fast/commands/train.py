@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, section
+from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, encoder_weights, section
 from genreward_fast.errors import UserError
 
 
@@ -69,12 +69,7 @@ from genreward_fast.errors import UserError
     "--rendering", type=click.Choice(["fast", "quality"]), help="fast: no shadows, reflections, multisampling."
 )
 @section("Encoders")
-@click.option("--vae", help="Hub id or folder of the video VAE.")
-@click.option("--dino", help="Hub id or folder of DINOv3.")
-@click.option("--clip", help="Hub id, folder or checkpoint of OpenCLIP.")
-@click.option(
-    "--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights, to benchmark."
-)
+@encoder_weights
 @section("Looking at it")
 @click.option("--eval-every", type=int, help="Steps between evaluations (0: only at the end).")
 @click.option("--eval-episodes", type=int, help="Episodes in an evaluation.")

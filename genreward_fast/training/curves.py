@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from genreward_fast.files import atomic_path
 from genreward_fast.training.logger import read_metrics
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
 
 INK, GRID = "#24292f", "#d8dee4"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#2a6fbb", "#d9822b", "#2f9e60", "#c23b3b", "#7a4fbf"
@@ -22,7 +26,6 @@ LOSSES = {
 
 def draw_curves(folder: Path, path: Path, title: str) -> None:
     """Draws return, success, generated reward and losses of the run in `folder` over environment steps, as a PNG."""
-    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,17 +39,6 @@ def draw_curves(folder: Path, path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     axes = figure.subplots(2, 2).flatten()
-
-    def style(axis: Axes, label: str) -> None:
-        axis.set_title(label, fontsize=10, color=INK, loc="left")
-        axis.grid(color=GRID, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8, colors=INK)
-        axis.set_xlabel("environment steps", fontsize=8, color=INK)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, frameon=False)
-        else:
-            axis.text(0.5, 0.5, "none yet", transform=axis.transAxes, ha="center", color="#8b949e")
 
     steps, returns = series("episode/return")
     if len(steps):
@@ -92,6 +84,20 @@ def draw_curves(folder: Path, path: Path, title: str) -> None:
 
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def style(axis: Axes, title: str, x_label: str = "environment steps", empty: str = "none yet") -> None:
+    """Title, grid and legend of a panel whose lines are drawn; `empty` stands in one without labels."""
+    axis.set_title(title, fontsize=10, color=INK, loc="left")
+    axis.grid(color=GRID, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8, colors=INK)
+    axis.set_xlabel(x_label, fontsize=8, color=INK)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, frameon=False)
+    else:
+        axis.text(0.5, 0.5, empty, transform=axis.transAxes, ha="center", color="#8b949e")
 
 
 def smooth(values: np.ndarray, window: int = 20) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from genreward_fast.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from genreward_fast.goals.finetune import state
@@ -27,6 +26,7 @@ from genreward_fast.goals.finetune.updates import Updates
 from genreward_fast.goals.finetune.validation import validation_examples, validation_loss, validation_video
 from genreward_fast.goals.flops import training_flops, transformer_flops
 from genreward_fast.goals.lora import base_fingerprint
+from genreward_fast.goals.progress import progress
 from genreward_fast.goals.video_model import Pipeline, explaining_out_of_memory
 
 _LOWER = "lower --batch-size (and raise --accumulate), turn on --gradient-checkpointing, or train a LoRA instead of all"
@@ -97,7 +97,7 @@ class FineTuner:
         """
         main = self.accelerator.is_main_process
         board = Board(self.out, self.step) if main else None
-        bar = tqdm(total=self.config.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True)
+        bar = progress(total=self.config.steps, initial=self.step, disable=not main, unit="step")
         speed = Speedometer(self._flops(), self.accelerator.device, self.updates.dtype)
         try:
             with StopSignal() as stop:

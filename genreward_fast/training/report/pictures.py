@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genreward_fast.files import atomic_path
-from genreward_fast.training.curves import GRID, INK
+from genreward_fast.training.curves import INK, style
 from genreward_fast.training.report.runs import Run
 from genreward_fast.training.report.scores import Curve, Estimate
 
@@ -37,7 +37,7 @@ def draw_curves(curves: Mapping[str, Mapping[str, Curve]], colors: Mapping[str, 
                 axis.fill_between(curve.steps, curve.low, curve.high, color=colors[method], alpha=0.18, linewidth=0)
         if metric == "episode/success":
             axis.set_ylim(-0.03, 1.03)
-        _style(axis, EPISODE[metric], "environment steps")
+        style(axis, EPISODE[metric])
     _save(figure, path)
 
 
@@ -51,11 +51,11 @@ def draw_overall(
     rows = max(len(overall), len(improvements))
     figure, (left, right) = _figure(1, 2, "", height=0.9 + 0.42 * rows)
     _draw_estimates(left, overall, [colors[method] for method in overall])
-    _style(left, "success rate, interquartile mean over tasks and seeds", None)
+    style(left, "success rate, interquartile mean over tasks and seeds", "", "")
     pairs = {f"{first}\nover {second}": estimate for (first, second), estimate in improvements.items()}
     _draw_estimates(right, pairs, [colors[first] for first, _ in improvements])
     right.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    _style(right, "probability of improvement in success", None)
+    style(right, "probability of improvement in success", "", "")
     _save(figure, path)
 
 
@@ -77,7 +77,7 @@ def draw_rewards(runs: Mapping[str, list[Run]], path: Path, title: str) -> bool:
             label, color = PARTS.get(name, (name.removeprefix("reward/"), color_of(generated)))
             generated += name not in PARTS
             axis.plot(steps, values, ".-", color=color, linewidth=1.2, markersize=3, label=label)
-        _style(axis, method, "environment steps")
+        style(axis, method)
     for axis in panels[len(drawn) :]:
         axis.set_visible(False)
     _save(figure, path)
@@ -115,18 +115,6 @@ def _figure(rows: int, columns: int, title: str, height: float | None = None) ->
     if title:
         figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
-
-
-def _style(axis: Axes, title: str, x_label: str | None) -> None:
-    axis.set_title(title, fontsize=9.5, color=INK, loc="left")
-    axis.grid(color=GRID, linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8, colors=INK)
-    if x_label:
-        axis.set_xlabel(x_label, fontsize=8, color=INK)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8, frameon=False)
 
 
 def _save(figure: Figure, path: Path) -> None:
