@@ -178,6 +178,18 @@ def test_aggregates_by_hand():
     assert scores.improvement_estimate(ordered[:1] + 10, ordered).low is None
 
 
+def test_the_same_scores_give_the_same_interval():
+    first, second = np.random.default_rng(0).normal(size=(2, 9, 3))
+    figures = [lambda: scores.iqm_estimate(first), lambda: scores.improvement_estimate(first, second)]
+    for figure in figures:
+        state = np.random.get_state()[1].copy()  # noqa: NPY002 - which is left as it was
+        once = figure()
+        assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+        np.random.random(1000)  # noqa: NPY002
+        assert figure() == once
+        assert once.low < once.value < once.high
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["nowhere"], "nowhere: no such folder"), (["."], "holds no run"), (["runs/a", "runs/b"], "the same run twice")],

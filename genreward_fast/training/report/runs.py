@@ -50,6 +50,10 @@ class Run:
         return max((record["step"] for record in self.records), default=0)
 
     @property
+    def is_evaluated(self) -> bool:
+        return any("eval/success" in record for record in self.records)
+
+    @property
     def notes(self) -> list[str]:
         return [note for record in self.records for note in record.get("notes", [])]
 

@@ -48,12 +48,6 @@ class Curve:
     high: np.ndarray | None
 
 
-def common_step(runs: list[Run]) -> int | None:
-    """The last step up to which all these runs have been evaluated; None if one never was."""
-    ends = [run.series("eval/success")[0] for run in runs]
-    return int(min(steps[-1] for steps in ends)) if all(len(steps) for steps in ends) else None
-
-
 def value_at(run: Run, name: str, step: int) -> float:
     """The last value of a metric at or before `step`."""
     steps, values = run.series(name)
@@ -126,11 +120,14 @@ def _interval(
 
 def _bootstrap(library: Any, scores: Any, figure: Callable[..., np.ndarray]) -> np.ndarray:
     """(2, n): the ends of the interval of an n-fold figure. The same scores give the same interval."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rliable hands arch an argument that arch has renamed
-        _, intervals = library.get_interval_estimates(
-            {"": scores}, figure, reps=REPETITIONS, random_state=np.random.RandomState(0)
-        )
+    before = np.random.get_state()  # noqa: NPY002 - rliable draws from numpy's global generator, whatever it is given
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rliable hands arch an argument that arch has renamed
+            _, intervals = library.get_interval_estimates({"": scores}, figure, reps=REPETITIONS)
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
     return intervals[""]
 
 
