@@ -91,6 +91,7 @@ class Overrides:
     dino: str | None = None
     clip: str | None = None
     weights: str | None = None
+    vae_float8: bool | None = None
 
     steps: int | None = None
     envs: int | None = None

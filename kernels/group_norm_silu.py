@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genreward_fast.kernels.moments import FLOAT8, Moments, to_float8
 from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton
 
 TILE = 4096
-MAX_SPLITS = 256
+WRITTEN = 8192
+"""Numbers of a program's block: of one that adds up, and of one that writes the activation."""
+MAX_SPLITS = 528
 """Most partial sums of a chunk; they are added up in a fixed order."""
 FINISHED = 2048
+FLOAT8_FACTOR = 8.0
+"""What an activation in float8 is multiplied with: it then reaches 56, and has two digits from 0.002 on."""
 
 
 def group_norm_silu_reference(
@@ -28,6 +33,7 @@ def group_norm_silu_reference(
     residual: Tensor | None = None,
     before: int = 0,
     around: int = 0,
+    float8: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What `group_norm_silu` computes, in plain PyTorch with float32 inside; it always gives the sum."""
     total = x
@@ -41,9 +47,11 @@ def group_norm_silu_reference(
         middle = chunk[:, :1].unflatten(-1, (groups, -1)).mean((1, 2, 3, 5), keepdim=True)
         near = (chunk.unflatten(-1, (groups, -1)) - middle).flatten(-2)
         normed = torch.group_norm(near.permute(0, 4, 1, 2, 3), groups, weight.float(), bias.float(), eps)
-        parts.append(functional.silu(normed, inplace=True).permute(0, 2, 3, 4, 1).to(x.dtype))
+        active = functional.silu(normed, inplace=True).permute(0, 2, 3, 4, 1)
+        parts.append(active if float8 else active.to(x.dtype))
     out = torch.cat([parts[0][:, :1]] * before + parts, 1)
-    return functional.pad(out, (0, 0, *(around,) * 4)) if around else out, total
+    out = functional.pad(out, (0, 0, *(around,) * 4)) if around else out
+    return to_float8(out * FLOAT8_FACTOR) if float8 else out, total
 
 
 def group_norm_silu(
@@ -59,6 +67,8 @@ def group_norm_silu(
     before: int = 0,
     around: int = 0,
     keep: bool = True,
+    moments: Moments | None = None,
+    float8: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """silu(norm(x + shift + residual)), padded; a norm is over a group of channels in all pixels of a chunk of frames.
 
@@ -76,23 +86,28 @@ def group_norm_silu(
         before: copies of the first frame in front of it.
         around: rows and columns of zeros on every side of a frame.
         keep: give the sum, too.
+        moments: of x's chunks, a clip's after one another, if whoever made x knows them; then there is nothing to add.
+        float8: give `FLOAT8_FACTOR` times the activation in float8 (e4m3).
 
     Returns:
         The activation, (B, before + T, H + 2 around, W + 2 around, C), and the sum, (B, T, H, W, C), which is x itself
         if there is nothing to add, or None without `keep`; both in x's dtype.
 
     Raises:
-        ValueError: these chunks do not make up T frames, or the groups C channels.
+        ValueError: these chunks do not make up T frames, or the groups C channels; moments with something to add.
     """
     chunks = list(chunks)
     if sum(chunks) != x.shape[1] or min(chunks) < 1 or len(set(chunks[1:])) > 1:
         raise ValueError(f"chunks of {chunks} frames: must be equal but for the first, and sum up to {x.shape[1]}")
     if x.shape[-1] % groups:
         raise ValueError(f"{x.shape[-1]} channels: not a multiple of {groups} groups")
+    if moments is not None and not (shift is None and residual is None):
+        raise ValueError("moments are of x alone: there must be no shift and no residual")
     given = [tensor for tensor in (x, weight, bias, shift, residual) if tensor is not None]
     if not runs_triton(*given) or x.numel() == 0:
+        ways = {"before": before, "around": around, "float8": float8}
         out, total = group_norm_silu_reference(
-            x, weight, bias, groups, eps, chunks, shift=shift, residual=residual, before=before, around=around
+            x, weight, bias, groups, eps, chunks, shift=shift, residual=residual, **ways
         )
         return out, total if keep else None
     x = x.contiguous()
@@ -100,15 +115,17 @@ def group_norm_silu(
     # Writing a residual sum and reading it again is no more than reading both twice.
     written = residual is not None or (keep and shift is not None)
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if written else x
-    coefficients = _coefficients(x, weight, bias, groups, eps, chunks, shift, residual, total)
-    out = _normed(total, None if written else shift, coefficients, chunks, before, around)
+    if moments is None:
+        moments = _moments(x, chunks, shift, residual, total)
+    coefficients = _coefficients(x, weight, bias, groups, eps, moments)
+    out = _normed(total, None if written else shift, coefficients, chunks, before, around, float8)
     return out, total if keep else None
 
 
-def _tile(size: int) -> dict[str, int]:
+def _tile(numbers: int, size: int) -> dict[str, int]:
     """Rows and columns of a program's block."""
     tile = padded(size)
-    return {"ROWS": max(1, min(512, TILE // tile)), "SIZE": tile, "num_warps": 8}
+    return {"ROWS": max(1, min(512, numbers // tile)), "SIZE": tile}
 
 
 def _pieces(chunks: list[int]) -> tuple[int, int, int]:
@@ -116,34 +133,21 @@ def _pieces(chunks: list[int]) -> tuple[int, int, int]:
     return len(chunks), chunks[0], chunks[-1]
 
 
-def _coefficients(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    chunks: list[int],
-    shift: Tensor | None,
-    residual: Tensor | None,
-    total: Tensor,
-) -> Tensor:
-    """(B, chunks, 2, C) float32: what a norm multiplies the sum with, and adds. Writes `total` if that is not x."""
+def _moments(x: Tensor, chunks: list[int], shift: Tensor | None, residual: Tensor | None, total: Tensor) -> Moments:
+    """Of the sum, which is written to `total` if that is not x."""
     clips, frames, height, width, size = x.shape
-    pixels, options = height * width, _tile(size)
+    pixels, options = height * width, _tile(TILE, size)
     count, first, rest = _pieces(chunks)
     blocks = -(-max(chunks) * pixels // options["ROWS"])
     per_split = -(-blocks // min(blocks, MAX_SPLITS))
-    splits = -(-blocks // per_split)
-    partial = torch.empty((clips, count, splits, 2, size), dtype=torch.float32, device=x.device)
-    pivots = torch.empty((clips, count, size), dtype=torch.float32, device=x.device)
-    coefficients = torch.empty((clips, count, 2, size), dtype=torch.float32, device=x.device)
-    _partial_sums[(clips * count, splits)](
+    moments = Moments.empty(clips * count, -(-blocks // per_split), size, x.device)
+    _partial_sums[moments.counts.shape](
         x,
         x if shift is None else shift,
         x if residual is None else residual,
         total,
-        pivots,
-        partial,
+        moments.values,
+        moments.counts,
         frames,
         pixels,
         size,
@@ -155,23 +159,28 @@ def _coefficients(
         RESIDUAL=residual is not None,
         WRITE=total is not x,
         **options,
+        num_warps=4,
     )
+    return moments
+
+
+def _coefficients(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, moments: Moments) -> Tensor:
+    """(B · chunks, 2, C) float32: what a norm multiplies x with, and adds."""
+    size = x.shape[-1]
+    rows, splits = moments.counts.shape
+    coefficients = torch.empty((rows, 2, size), dtype=torch.float32, device=x.device)
     members = padded(size // groups)
-    _finish[(clips * count, groups)](
-        partial,
-        pivots,
+    _finish[(rows, groups)](
+        moments.values,
+        moments.counts,
         weight,
         bias,
         coefficients,
         splits,
-        pixels,
         size,
         size // groups,
-        count,
-        first,
-        rest,
         eps,
-        SPLITS=max(1, min(MAX_SPLITS, FINISHED // members)),
+        SPLITS=max(1, min(padded(splits), FINISHED // members)),
         SIZE=members,
         num_warps=4,
     )
@@ -179,13 +188,20 @@ def _coefficients(
 
 
 def _normed(
-    total: Tensor, shift: Tensor | None, coefficients: Tensor, chunks: list[int], before: int, around: int
+    total: Tensor,
+    shift: Tensor | None,
+    coefficients: Tensor,
+    chunks: list[int],
+    before: int,
+    around: int,
+    float8: bool,
 ) -> Tensor:
     """The padded activation."""
     clips, frames, height, width, size = total.shape
     tall, wide = height + 2 * around, width + 2 * around
-    out = torch.empty((clips, before + frames, tall, wide, size), dtype=total.dtype, device=total.device)
-    options = _tile(size)
+    dtype = FLOAT8 if float8 else total.dtype
+    out = torch.empty((clips, before + frames, tall, wide, size), dtype=dtype, device=total.device)
+    options = _tile(WRITTEN, size)
     blocks = -(-tall * wide // options["ROWS"])
     _normalise[(clips * frames * blocks,)](
         total,
@@ -200,8 +216,10 @@ def _normed(
         *_pieces(chunks),
         before,
         around,
+        FLOAT8_FACTOR if float8 else 1.0,
         SHIFT=shift is not None,
         **options,
+        num_warps=8,
     )
     return out
 
@@ -231,8 +249,8 @@ if HAS_TRITON:
         shift,
         residual,
         total,
-        pivots,
-        partial,
+        values,
+        counts,
         frames,
         pixels,
         size,
@@ -246,13 +264,13 @@ if HAS_TRITON:
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
     ):
-        """Program (chunk, split): every channel's sum over its pixels, and of the squares, to partial[chunk, split].
+        """Program (chunk, split): every channel's mean over its pixels, and the squared distances from it.
 
-        They are of distances from the chunk's first pixel, so that nothing cancels where the mean is far from 0.
+        They are summed up as distances from the chunk's first pixel, so that nothing cancels where the mean is far
+        from 0.
         """
         which, split = tl.program_id(0), tl.program_id(1)
         begin, length = _frames_of(which % count, first, rest)
-        rows = length * pixels
         base = (which // count * frames + begin).to(tl.int64) * pixels
         column = tl.arange(0, SIZE)
         real = column < size
@@ -260,36 +278,40 @@ if HAS_TRITON:
         if SHIFT:
             moved = tl.load(shift + column, mask=real, other=0.0).to(tl.float32)
         pivot = _sum(x, residual, base * size + column, moved, real, SHIFT, RESIDUAL)
-        tl.store(pivots + which * size + column, pivot, mask=real & (split == 0))
+        start = split * per_split * ROWS
+        left = length * pixels - start
         linear, square = tl.zeros([ROWS, SIZE], tl.float32), tl.zeros([ROWS, SIZE], tl.float32)
-        for block in range(per_split):
-            row = (split * per_split + block) * ROWS + tl.arange(0, ROWS)
-            inside = (row < rows)[:, None] & real[None, :]
-            at = (base + row)[:, None] * size + column[None, :]
+        row = tl.arange(0, ROWS)
+        offset = row[:, None] * size + column[None, :]
+        begin_at = (base + start) * size
+        x, residual, total = x + begin_at, residual + begin_at, total + begin_at
+        for block in tl.range(0, per_split, num_stages=3):
+            inside = (block * ROWS + row < left)[:, None] & real[None, :]
+            at = block * (ROWS * size) + offset
             value = _sum(x, residual, at, moved[None, :], inside, SHIFT, RESIDUAL)
             if WRITE:
                 tl.store(total + at, value.to(total.dtype.element_ty), mask=inside)
             distance = tl.where(inside, value - pivot[None, :], 0.0)
             linear += distance
             square += distance * distance
-        at = (which * tl.num_programs(1) + split) * 2 * size + column
-        tl.store(partial + at, tl.sum(linear, 0), mask=real)
-        tl.store(partial + at + size, tl.sum(square, 0), mask=real)
+        number = tl.minimum(tl.maximum(left, 0), per_split * ROWS).to(tl.float32)
+        sums = tl.sum(linear, 0)
+        middle = sums / tl.maximum(number, 1.0)
+        piece = which * tl.num_programs(1) + split
+        tl.store(values + piece * 2 * size + column, pivot + middle, mask=real)
+        tl.store(values + (piece * 2 + 1) * size + column, tl.sum(square, 0) - sums * middle, mask=real)
+        tl.store(counts + piece, number)
 
     @triton.jit
     def _finish(
-        partial,
-        pivots,
+        values,
+        counts,
         weight,
         bias,
         coefficients,
         splits,
-        pixels,
         size,
         members,
-        count,
-        first,
-        rest,
         eps,
         SPLITS: tl.constexpr,
         SIZE: tl.constexpr,
@@ -298,20 +320,26 @@ if HAS_TRITON:
         which, column = tl.program_id(0), tl.arange(0, SIZE)
         real = column < members
         column += tl.program_id(1) * members
-        _, length = _frames_of(which % count, first, rest)
-        linear, square = tl.zeros([SPLITS, SIZE], tl.float32), tl.zeros([SPLITS, SIZE], tl.float32)
+        sums = tl.zeros([SPLITS, SIZE], tl.float32)
+        numbers = tl.zeros([SPLITS], tl.float32)
         for start in range(0, splits, SPLITS):
             split = start + tl.arange(0, SPLITS)
-            inside = (split < splits)[:, None] & real[None, :]
+            number = tl.load(counts + which * splits + split, mask=split < splits, other=0.0)
+            known = (number > 0)[:, None] & real[None, :]
             at = (which * splits + split)[:, None] * 2 * size + column[None, :]
-            linear += tl.load(partial + at, mask=inside, other=0.0)
-            square += tl.load(partial + at + size, mask=inside, other=0.0)
-        rows = (length * pixels).to(tl.float32)
-        distance = tl.sum(linear, 0) / rows
-        mean = tl.load(pivots + which * size + column, mask=real, other=0.0) + distance
-        middle = tl.sum(mean) / members
-        between = tl.where(real, (mean - middle) * (mean - middle), 0.0)
-        variance = tl.sum(tl.sum(square, 0) / rows - distance * distance + between) / members
+            sums += tl.load(values + at, mask=known, other=0.0) * number[:, None]
+            numbers += number
+        rows = tl.sum(numbers)
+        middle = tl.sum(tl.sum(sums, 0) / rows) / members
+        spread = tl.zeros([SPLITS, SIZE], tl.float32)
+        for start in range(0, splits, SPLITS):
+            split = start + tl.arange(0, SPLITS)
+            number = tl.load(counts + which * splits + split, mask=split < splits, other=0.0)
+            known = (number > 0)[:, None] & real[None, :]
+            at = (which * splits + split)[:, None] * 2 * size + column[None, :]
+            away = tl.where(known, tl.load(values + at, mask=known, other=0.0) - middle, 0.0)
+            spread += tl.load(values + at + size, mask=known, other=0.0) + number[:, None] * away * away
+        variance = tl.sum(tl.sum(spread, 0) / rows) / members
         # A maximum would lose NaN.
         rate = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + eps)
         scale = rate * tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
@@ -335,6 +363,7 @@ if HAS_TRITON:
         rest,
         before,
         around,
+        factor,
         SHIFT: tl.constexpr,
         ROWS: tl.constexpr,
         SIZE: tl.constexpr,
@@ -356,7 +385,10 @@ if HAS_TRITON:
         moved = tl.load(shift + column, mask=real, other=0.0).to(tl.float32)[None, :] if SHIFT else 0.0
         value = _sum(total, total, row[:, None] * size + column[None, :], moved, inside, SHIFT, False)
         normed = value * scale[None, :] + offset[None, :]
-        result = tl.where(inside, normed * tl.sigmoid(normed), 0.0).to(out.dtype.element_ty)
+        result = tl.where(inside, normed * tl.sigmoid(normed) * factor, 0.0)
+        if out.dtype.element_ty == tl.float8e4nv:  # interpreted, too, it must not overflow to NaN
+            result = tl.clamp(result, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+        result = result.to(out.dtype.element_ty)
         stored = (pixel < tall * wide)[:, None] & real[None, :]
         target = (clip * (before + frames) + before + time).to(tl.int64) * tall * wide
         tl.store(out + (target + pixel)[:, None] * size + column[None, :], result, mask=stored)

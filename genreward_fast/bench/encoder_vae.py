@@ -11,6 +11,7 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 
+from genreward_fast.bench.contestant import Unavailable
 from genreward_fast.bench.encoder_work import (
     SEED,
     Call,
@@ -66,11 +67,18 @@ def clip_work(request: Request, autoencoder: Any, clips: Tensor) -> Work:
     """The encoder on clips (B, T, H, W, 3)."""
     size, length = clips.shape[2], clips.shape[1]
 
-    def make() -> VideoEncoder:
-        encoder = VideoEncoder(autoencoder, size=size, clip_length=length, dtype=request.dtype, note=request.note)
+    def make(float8: bool = False) -> VideoEncoder:
+        encoder = VideoEncoder(
+            autoencoder, size=size, clip_length=length, dtype=request.dtype, float8=float8, note=request.note
+        )
         return encoder.to(request.place)
 
     ours = Ours(make, clips)
+
+    def float8() -> Call:
+        if request.place.type != "cuda" or torch.cuda.get_device_capability(request.place) < (8, 9):
+            raise Unavailable("products of float8 numbers need a GPU of compute capability 8.9 or more")
+        return searched(Ours(lambda: make(float8=True), clips).graphed())
 
     contestants: dict[str, Callable[[], Call]] = {
         "diffusers": lambda: library_call(to_device(autoencoder, request), clips)
@@ -81,6 +89,7 @@ def clip_work(request: Request, autoencoder: Any, clips: Tensor) -> Work:
         "ours": ours.plain,
         "ours, CUDA graph": ours.graphed,
         "ours, CUDA graph, cuDNN searched": lambda: searched(ours.graphed()),
+        "ours, CUDA graph, float8": float8,
     }
     contestants |= ours.engines(request.engines)
     return Work(

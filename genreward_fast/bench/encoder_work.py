@@ -135,7 +135,8 @@ class Ours:
     def plain(self) -> Call:
         """Launch by launch."""
         encoder = self.make()
-        return lambda: encoder.encode(encoder.preprocess(self.frames)).float()
+        encoder.graphs = False
+        return lambda: encoder(self.frames)
 
     def graphed(self) -> Call:
         """As a CUDA graph. Raises Unavailable without a GPU."""

@@ -16,6 +16,8 @@ import torch
 from genreward_fast.files import write_json
 
 FLUSH_BYTES = 256 * 2**20
+LAUNCHING = 2_000_000
+"""Cycles of the GPU, about a millisecond, in which a call is queued before it is timed."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def call_times(function: Callable[[], Any], device: torch.device, seconds: float
             scratch.zero_()
         if device.type == "cuda":
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            # Keeps the device busy until the whole call is queued, so that launching is not timed.
-            torch.cuda._sleep(200_000)
+            # Keeps the device busy until the call is queued, so that launching is not timed unless it takes long.
+            torch.cuda._sleep(LAUNCHING)
             start.record()
             function()
             stop.record()

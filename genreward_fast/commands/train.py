@@ -70,6 +70,9 @@ from genreward_fast.errors import UserError
 )
 @section("Encoders")
 @encoder_weights
+@click.option(
+    "--vae-float8/--no-vae-float8", default=None, help="The video encoder's products in float8: faster, less exact."
+)
 @section("Looking at it")
 @click.option("--eval-every", type=int, help="Steps between evaluations (0: only at the end).")
 @click.option("--eval-episodes", type=int, help="Episodes in an evaluation.")

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genreward_fast.errors import UserError
-from genreward_fast.kernels.group_norm_silu import group_norm_silu
+from genreward_fast.kernels.frame_conv import frame_conv, scaled
+from genreward_fast.kernels.group_norm_silu import FLOAT8_FACTOR, group_norm_silu
+from genreward_fast.kernels.moments import FLOAT8, Moments
+from genreward_fast.kernels.shifted_conv import float8_weight, shifted_conv
 from genreward_fast.kernels.time_pool import time_pool
 from genreward_fast.kernels.triton_support import runs_triton
 
@@ -40,11 +43,13 @@ class Sum:
     Attributes:
         value, residual: (B, T, H, W, C).
         bias: (C,).
+        moments: of the value's chunks, where they are known; then there is nothing to add.
     """
 
     value: Tensor
     bias: Tensor | None = None
     residual: Tensor | None = None
+    moments: Moments | None = None
 
     def take(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The three, which are forgotten here: gigabytes are free as soon as they have been read."""
@@ -54,11 +59,36 @@ class Sum:
 
 
 class CausalConv(nn.Module):
-    """A 3 x 3 x 3 convolution over a frame and the two before it."""
+    """A 3 x 3 x 3 convolution over a frame and the two before it.
+
+    Attributes:
+        float8: whether products are of float8 numbers, see `use_float8`.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv: Any = nn.Conv3d(inputs, outputs, 3)  # to type checkers its bias may be None
+        self.float8 = False
+
+    def use_float8(self) -> None:
+        """Makes products of float8 numbers (e4m3) from now on: what comes in must be such ones, and padded."""
+        rows, factor = float8_weight(self.conv.weight.detach(), FLOAT8_FACTOR)
+        # As bytes, which keep their type when the module changes its own.
+        self.register_buffer("_rows", rows.view(torch.uint8), persistent=False)
+        self.register_buffer("_factor", factor, persistent=False)
+        self.float8 = True
+
+    def of_float8(self, x: Tensor, chunks: Sequence[int], residual: Tensor | None) -> Sum:
+        """(B, T + 2, H + 2, W + 2, C) float8, the first frame three times, to (B, T, H, W, outputs), all added up."""
+        rows, factor = self.get_buffer("_rows").view(FLOAT8), self.get_buffer("_factor").float()
+        bias = self.conv.bias
+        y, moments = shifted_conv(x, rows, bias, chunks, factor=factor, residual=residual, dtype=bias.dtype)
+        return Sum(y, moments=moments)
+
+    def of_frames(self, frames: Tensor, chunks: Sequence[int]) -> Sum:
+        """(B, T, H, W, 3) uint8 to (B, T, H, W, outputs)."""
+        y, moments = frame_conv(frames, self.conv.weight, self.conv.bias, chunks)
+        return Sum(y, moments=moments)
 
     def forward(self, x: Tensor, *, padding: int = 1, outputs: int | None = None) -> Sum:
         """(B, T + 2, H, W, C), the first frame three times, or (B, 1, H, W, C) to (B, T, H, W, `outputs`).
@@ -88,11 +118,19 @@ class GroupNormSiLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(
-        self, x: Sum, chunks: Sequence[int], conv: CausalConv, *, keep: bool = False, outputs: int | None = None
+        self,
+        x: Sum,
+        chunks: Sequence[int],
+        conv: CausalConv,
+        *,
+        keep: bool = False,
+        outputs: int | None = None,
+        added: Tensor | None = None,
     ) -> tuple[Sum, Tensor | None]:
-        """The convolution of the activation, and the sum x if it is to be kept."""
+        """The convolution of the activation, to which `added` is added, and the sum x if it is to be kept."""
+        moments = x.moments
         value, shift, residual = x.take()
-        fused = runs_triton(value)  # elsewhere the convolution pads for nothing
+        fused = conv.float8 or runs_triton(value)  # elsewhere the convolution pads for nothing
         y, total = group_norm_silu(
             value,
             self.weight,
@@ -102,12 +140,18 @@ class GroupNormSiLU(nn.Module):
             chunks,
             shift=shift,
             residual=residual,
-            before=2 if sum(chunks) > 1 else 0,
+            before=2 if conv.float8 or sum(chunks) > 1 else 0,
             around=int(fused),
             keep=keep,
+            moments=moments,
+            float8=conv.float8,
         )
         del value, residual
-        return conv(y, padding=int(not fused), outputs=outputs), total
+        if conv.float8:
+            return conv.of_float8(y, chunks, added), total
+        output = conv(y, padding=int(not fused), outputs=outputs)
+        output.residual = added
+        return output, total
 
 
 class ResnetBlock(nn.Module):
@@ -123,11 +167,9 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Sum, chunks: Sequence[int]) -> Sum:
         y, total = self.norm1(x, chunks, self.conv1, keep=True)
-        y, _ = self.norm2(y, chunks, self.conv2)
         if self.conv_shortcut is not None:
             total = functional.linear(total, self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
-        y.residual = total
-        return y
+        return self.norm2(y, chunks, self.conv2, added=total)[0]
 
 
 class Downsample(nn.Module):
@@ -219,11 +261,30 @@ class CausalVideoEncoder(nn.Module):
 
         Runs in channels-last memory.
         """
-        chunks = chunk_lengths(pixels.shape[2])
         frames = pixels.permute(0, 2, 3, 4, 1).contiguous()
         if pixels.shape[2] > 1:
             frames = torch.cat([frames[:, :1], frames[:, :1], frames], 1)
-        x = self.conv_in(frames)
+        return self._means(self.conv_in(frames), chunk_lengths(pixels.shape[2]))
+
+    def of_frames(self, frames: Tensor) -> Tensor:
+        """As `forward`, of clips (B, T, H, W, 3) uint8; scaling them is part of the first convolution on CUDA."""
+        if not runs_triton(frames, self.conv_in.conv.weight):
+            return self(scaled(frames).permute(0, 4, 1, 2, 3).to(self.conv_in.conv.weight.dtype))
+        chunks = chunk_lengths(frames.shape[1])
+        return self._means(self.conv_in.of_frames(frames, chunks), chunks)
+
+    def use_float8(self) -> None:
+        """Lets the residual blocks' convolutions, nearly all of the work, make their products of float8 numbers.
+
+        Their inputs and weights are rounded to e4m3 (three bits after the first), sums, norms and maps are not.
+        """
+        for module in self.modules():
+            if isinstance(module, ResnetBlock):
+                module.conv1.use_float8()
+                module.conv2.use_float8()
+
+    def _means(self, x: Sum, chunks: list[int]) -> Tensor:
+        """The latents' means, from the first convolution's output."""
         for block in (*self.down_blocks, self.mid_block):
             x, chunks = block(x, chunks)
         # The second half of the outputs are variances.

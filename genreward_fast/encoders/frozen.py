@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -27,7 +27,7 @@ class FrozenEncoder(nn.Module):
     fingerprint: str
     note: str
     engine: Engine | None = None
-    graphs: bool = False
+    graphs: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,10 +75,15 @@ class FrozenEncoder(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """`network`, or the engine in its place; a batch above the engine's largest is split."""
-        with exact_products() if pixels.is_cuda and pixels.dtype == torch.float32 else nullcontext():
+        with self.products(pixels.dtype, pixels):
             if self.engine is None:
                 return self.network(pixels)
             return torch.cat([self.engine(part) for part in pixels.split(self.engine.manifest.max_batch or 1)])
+
+    @staticmethod
+    def products(dtype: torch.dtype, x: Tensor) -> AbstractContextManager[None]:
+        """Around what computes in `dtype` where x is: products of float32 numbers are exact."""
+        return exact_products() if x.is_cuda and dtype == torch.float32 else nullcontext()
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode, also inside a module that is being trained."""

@@ -50,6 +50,8 @@ class EncoderConfig:
         clip_frame_size: side in pixels of the clips' frames; None for the preset's (480 or 128).
         clip_length: frames of a window's clip.
         image_size: side in pixels at which single frames are encoded; None for the preset's (224 or 64).
+        vae_float8: make nearly all of the video encoder's products of float8 numbers (compute capability 8.9 or more to
+            be fast): rewards change by what `genreward bench --what vae` says.
         weights_seed: of untrained and random weights. Not the run's seed: all runs share these weights.
 
     Raises:
@@ -64,6 +66,7 @@ class EncoderConfig:
     clip_frame_size: int | None = None
     clip_length: int = 16
     image_size: int | None = None
+    vae_float8: bool = False
     weights_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,6 +143,7 @@ def load_video_encoder(
         size=config.clip_size,
         clip_length=config.clip_length,
         dtype=dtype or default_dtype(device),
+        float8=config.vae_float8,
         note=config.note_of("vae"),
     )
     return encoder.to(device)

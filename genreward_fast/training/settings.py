@@ -110,6 +110,10 @@ class RunConfig:
                 f"--fb-steps {self.reward.fb_steps}: FB would never learn, since updates begin after the first "
                 f"{self.train.prefill} steps (--prefill); raise --fb-steps, or use --no-fb"
             )
+        if self.encoders.vae_float8 and self.train.engine != "torch":
+            raise UserError(
+                f"--vae-float8 together with --engine {self.train.engine}: engines have none; leave one out"
+            )
         if self.reward.name == "none" and self.train.env_reward == "none":
             raise UserError("--reward none together with --env-reward none leaves nothing to learn from; change one")
 

@@ -1,6 +1,7 @@
 """The estimate of an update's memory, and what is said when it does not fit."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_knows_what_is_free_here():
 
 @pytest.mark.gpu
 def test_nothing_is_allocated_before_a_refusal():
+    gc.collect()  # what other tests have left
     before = torch.cuda.memory_allocated()
     with pytest.raises(UserError, match="GPU 0 has"):
         memory.check_memory(AgentConfig(batch_size=100_000), 4, "cuda")

@@ -69,18 +69,17 @@ def test_big_batches_are_split(encoder: VideoEncoder, monkeypatch: pytest.Monkey
     frames = clips(5, 8)
     alone = torch.cat([encoder(frames[i : i + 1]) for i in range(5)])
     sizes = []
-    encode = encoder.encode
-    monkeypatch.setattr(video, "_CLIPS", {})
-    monkeypatch.setattr(video, "_MAX_ELEMENTS", 2 * encoder.width * 10 * 34**2)
-    monkeypatch.setattr(encoder, "encode", lambda pixels: sizes.append(len(pixels)) or encode(pixels))
+    encode = encoder.encoder.of_frames
+    monkeypatch.setattr(video, "_PIXELS", {"cpu": 2 * 8 * 32**2})
+    monkeypatch.setattr(encoder.encoder, "of_frames", lambda frames: sizes.append(len(frames)) or encode(frames))
     torch.testing.assert_close(encoder(frames), alone, atol=1e-5, rtol=1e-5)
     assert sizes == [2, 2, 1]
 
 
 def test_one_clip_at_a_time_on_a_cpu(encoder: VideoEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda pixels: sizes.append(len(pixels)) or encode(pixels))
+    encode = encoder.encoder.of_frames
+    monkeypatch.setattr(encoder.encoder, "of_frames", lambda frames: sizes.append(len(frames)) or encode(frames))
     encoder(clips(3, 4))
     assert sizes == [1, 1, 1]
 
@@ -89,6 +88,37 @@ def test_four_clips_a_call_at_full_size(encoder: VideoEncoder, monkeypatch: pyte
     monkeypatch.setattr(encoder, "size", 480)
     monkeypatch.setattr(encoder, "width", 128)
     assert encoder.max_batch(16) == 4
+
+
+def test_no_call_indexes_more_than_32_bits(encoder: VideoEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    encode = encoder.encoder.of_frames
+    monkeypatch.setattr(video, "_PIXELS", {"cpu": 10**9})
+    monkeypatch.setattr(video, "_MAX_ELEMENTS", 2 * encoder.width * 10 * 34**2)
+    monkeypatch.setattr(encoder.encoder, "of_frames", lambda frames: sizes.append(len(frames)) or encode(frames))
+    encoder(clips(5, 8))
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("length", [1, 8, 17])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_float8_is_near(vae_folder: Path, encoder: VideoEncoder, device: str, length: int) -> None:
+    near = VideoEncoder(read_vae(str(vae_folder)), size=32, float8=True).to(device)
+    assert near.fingerprint == encoder.fingerprint
+    frames = clips(2, length)
+    expected, found = encoder(frames), near(frames).cpu()
+    assert functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.98
+    assert (found - expected).norm() > 1e-3 * expected.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float8_is_the_same_on_cuda(vae_folder: Path) -> None:
+    """But for sums in another order, which now and then round to another of so few numbers."""
+    frames = clips(2, 16)
+    cpu, cuda = (VideoEncoder(read_vae(str(vae_folder)), size=32, float8=True).to(place) for place in ("cpu", "cuda"))
+    expected, plain = cpu(frames), VideoEncoder(read_vae(str(vae_folder)), size=32)(frames)
+    assert (cuda(frames).cpu() - expected).norm() < 0.5 * (plain - expected).norm()
 
 
 def test_bfloat16(vae_folder: Path, encoder: VideoEncoder) -> None:

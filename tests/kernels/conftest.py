@@ -15,6 +15,7 @@ TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
     torch.int64: "i64",
+    torch.float8_e4m3fn: "fp8e4nv",
 }
 SHARED_MEMORY_KB = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # that one program may use, by compute capability
 
@@ -52,8 +53,10 @@ def compile_for():
         constants: dict,
         num_warps: int,
         aligned=(),
+        most_kb: int = 99,
     ) -> int:
-        """`aligned` names arguments that are multiples of 16, of which a launch tells the compiler."""
+        """`aligned` names arguments that are multiples of 16, of which a launch tells the compiler; `most_kb` is the
+        shared memory for which the configuration is made, by default one for every chip."""
         names = {name: "constexpr" for name in constants} | signature
         source = ASTSource(
             fn=kernel,
@@ -66,7 +69,7 @@ def compile_for():
         assert len(compiled.asm["cubin"]) > 0
         shared = compiled.metadata.shared
         assert shared <= SHARED_MEMORY_KB[capability] * 1024
-        assert shared <= 99 * 1024  # one configuration for every chip
+        assert shared <= most_kb * 1024
         return shared
 
     return compile_kernel
@@ -141,7 +144,7 @@ def compile_launches(compile_for, monkeypatch):
     """
     import triton
 
-    def compile_call(call, modules, capability: int) -> list[str]:
+    def compile_call(call, modules, capability: int, most_kb: int = 99) -> list[str]:
         launches = []
 
         class Recorder:
@@ -168,13 +171,15 @@ def compile_launches(compile_for, monkeypatch):
             for name, value in zip(kernel.arg_names, args):
                 if isinstance(value, torch.Tensor):
                     signature[name] = f"*{TYPES[value.dtype]}"
+                elif hasattr(value, "block_shape"):
+                    signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
                 else:
                     signature[name] = "fp32" if isinstance(value, float) else "i32"
                 if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                     aligned.append(name)
             key = (kernel.__name__, str(signature), str(options), warps)
             if key not in done:
-                done[key] = compile_for(kernel, capability, signature, options, warps, tuple(aligned))
+                done[key] = compile_for(kernel, capability, signature, options, warps, tuple(aligned), most_kb)
         return sorted({name for name, *_ in done})
 
     return compile_call

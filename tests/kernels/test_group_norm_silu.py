@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from genreward_fast.kernels import group_norm_silu as module
 from genreward_fast.kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
+from genreward_fast.kernels.moments import Moments
 
 EPS = 1e-2
 # (B, chunks, H, W, C, groups)
@@ -93,6 +94,7 @@ def test_reference_agrees_with_float64(shape, dtype, way, fresh_generator, relat
 def test_on_triton_agrees_with_float64(
     shape, dtype, way, triton_device, poisoned, fresh_generator, relative_rms, monkeypatch
 ):
+    monkeypatch.setattr(module, "WRITTEN", 256)
     monkeypatch.setattr(module, "TILE", 256)  # several blocks a program, and several programs a chunk
     monkeypatch.setattr(module, "MAX_SPLITS", 4)
     monkeypatch.setattr(module, "FINISHED", 32)
@@ -148,6 +150,67 @@ def test_on_triton_takes_maps_that_are_not_contiguous(triton_device, fresh_gener
     assert torch.equal(total, expected_total)
 
 
+def moments_of(x, chunks):
+    """Each chunk's, found in two pieces and one of no pixels."""
+    pieces = []
+    for clip in x.float():
+        for chunk in clip.split(chunks):
+            first, last = chunk.flatten(0, 2).split([1, chunk[..., 0].numel() - 1])
+            pieces.append([[piece.mean(0), (piece - piece.mean(0)).square().sum(0)] for piece in (first, last)])
+    values = torch.stack([torch.stack([torch.stack(piece) for piece in chunk]) for chunk in pieces])
+    nothing = torch.full_like(values[:, :1], float("nan"))
+    counts = torch.tensor([[1.0, chunk * x.shape[2] * x.shape[3] - 1, 0.0] for _ in x for chunk in chunks])
+    return Moments(torch.cat([values, nothing], 1).to(x.device), counts.to(x.device))
+
+
+def with_moments(device, generator, relative_rms):
+    x, weight, bias, _, _ = inputs((2, [3, 2, 2], 3, 5, 12, 3), generator, torch.float32, device)
+    expected, _ = exact(*(value.cpu() for value in (x, weight, bias)), None, None, (0, [3, 2, 2], 0, 0, 0, 3), 2, 1)
+    found, total = group_norm_silu(
+        x, weight, bias, 3, EPS, [3, 2, 2], before=2, around=1, moments=moments_of(x, [3, 2, 2])
+    )
+    assert relative_rms(found, expected) < 1e-5
+    assert total is x
+
+
+def test_with_moments(fresh_generator, relative_rms):
+    with_moments("cpu", fresh_generator, relative_rms)
+
+
+def test_on_triton_with_moments(triton_device, poisoned, fresh_generator, relative_rms):
+    with_moments(triton_device, fresh_generator, relative_rms)
+
+
+def test_moments_total(fresh_generator):
+    x = 100 + torch.randn(2, 5, 3, 4, 6, generator=fresh_generator)
+    mean, variance = moments_of(x, [3, 2]).total()
+    chunks = [chunk.flatten(0, 2).double() for clip in x for chunk in clip.split([3, 2])]
+    torch.testing.assert_close(mean.double(), torch.stack([chunk.mean(0) for chunk in chunks]), rtol=1e-6, atol=0)
+    expected = torch.stack([chunk.var(0, correction=0) for chunk in chunks])
+    torch.testing.assert_close(variance.double(), expected, rtol=1e-4, atol=0)
+
+
+def in_float8(device, generator, relative_rms):
+    """To three bits after the first; too large a number becomes the largest one."""
+    x, weight, bias, _, _ = inputs((2, [3], 3, 5, 12, 3), generator, torch.float32, device)
+    bias[0] = 1e3
+    found, _ = group_norm_silu(x, weight, bias, 3, EPS, [3], before=2, around=1, float8=True)
+    assert found.dtype == torch.float8_e4m3fn
+    expected, _ = group_norm_silu(x, weight, bias, 3, EPS, [3], before=2, around=1)
+    assert found[:, :, 1:-1, 1:-1, 0].float().eq(448).all()
+    error = relative_rms(found[..., 1:].float() / module.FLOAT8_FACTOR, expected[..., 1:])
+    assert 1e-3 < error < 2**-4
+
+
+def test_reference_in_float8(fresh_generator, relative_rms):
+    in_float8("cpu", fresh_generator, relative_rms)
+
+
+@pytest.mark.gpu
+def test_on_gpu_in_float8(fresh_generator, relative_rms):
+    in_float8("cuda", fresh_generator, relative_rms)
+
+
 def test_no_clips():
     out, _ = group_norm_silu(torch.zeros(0, 4, 3, 5, 6), torch.ones(6), torch.zeros(6), 3, EPS, [4], before=2, around=1)
     assert out.shape == (0, 6, 5, 7, 6)
@@ -159,6 +222,13 @@ def test_no_clips():
 def test_refuses_what_does_not_fit(groups, chunks, match):
     with pytest.raises(ValueError, match=match):
         group_norm_silu(torch.zeros(1, 5, 2, 2, 6), torch.ones(6), torch.zeros(6), groups, EPS, chunks)
+
+
+def test_refuses_moments_of_something_else():
+    x = torch.zeros(1, 2, 2, 2, 6)
+    moments = moments_of(x, [2])
+    with pytest.raises(ValueError, match="moments"):
+        group_norm_silu(x, torch.ones(6), torch.zeros(6), 3, EPS, [2], residual=x, moments=moments)
 
 
 def test_in_the_interpreter(run_interpreted):
