@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from genreward_fast.kernels import moments as moments_module
 from genreward_fast.kernels import frame_conv as module
+from genreward_fast.kernels import moments as moments_module
 from genreward_fast.kernels import shifted_conv
 from genreward_fast.kernels.frame_conv import frame_conv, frame_conv_reference
 
