@@ -44,6 +44,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("rssm_observe_backward", 3),
         ("group_norm_silu", 4),
         ("time_pool", 2),
+        ("layer_norm", 2),
+        ("gated_silu", 2),
+        ("rope", 2),
     ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):
