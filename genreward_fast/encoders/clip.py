@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genreward_fast.encoders.clip_network import ImageTower, TextTower
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.errors import UserError
@@ -24,6 +25,7 @@ class TextImageEncoder(FrozenEncoder):
 
     Attributes:
         model: the library's model, image and text towers.
+        image, text: its towers in fewer steps, with weights made from the model's; None where there is none for it.
         size: (height, width) in pixels that the image tower takes.
         format: how frames become that.
         fingerprint: sha256 over weights and configuration.
@@ -71,6 +73,7 @@ class TextImageEncoder(FrozenEncoder):
         self.batch = batch
         self.note = note
         self.fingerprint = fingerprint(model, {"model": dict(config), "preprocess": preprocess})
+        self.image, self.text = ImageTower.of(model.visual, dtype), TextTower.of(model, dtype)
         self.model: Any = model.to(dtype)
         self._images, self._tokens = self.graphed(self._encode_frames), self.graphed(self._encode_tokens)
         self._texts: dict[tuple[str, ...], Tensor] = {}
@@ -100,7 +103,15 @@ class TextImageEncoder(FrozenEncoder):
 
     def network(self, pixels: Tensor) -> Tensor:
         """(N, 3, *size) normalised to embeddings (N, D) of any length, in the encoder's dtype; one call, no split."""
-        return self.model.visual(pixels)
+        if self.image is None or torch.compiler.is_exporting():  # engines hold the model's own weights
+            return self.model.visual(pixels)
+        return self.image(pixels)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """(P, context) int64 to embeddings (P, D) of any length, in the encoder's dtype; one call, no split."""
+        if self.text is None:
+            return self.model.encode_text(tokens)
+        return self.text(self.model.token_embedding(tokens), tokens.argmax(-1))
 
     @torch.no_grad()
     def encode_images(self, frames: Tensor) -> Tensor:
@@ -147,4 +158,4 @@ class TextImageEncoder(FrozenEncoder):
         return nn.functional.normalize(self.encode(self.preprocess(frames)).float(), dim=-1)
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        return nn.functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        return nn.functional.normalize(self.embed_tokens(tokens).float(), dim=-1)

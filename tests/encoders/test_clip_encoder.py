@@ -61,7 +61,8 @@ def test_batches_are_split(clip_folder: Path, encoder: TextImageEncoder) -> None
 def test_a_list_of_texts_is_encoded_once(clip_folder: Path) -> None:
     encoder = TextImageEncoder(*read_clip(str(clip_folder), "ViT-B-32"))
     calls: list[int] = []
-    encoder.model.transformer.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    assert encoder.text is not None
+    encoder.text.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     first = encoder.encode_text(["open the drawer", "close it"])
     kept = first.clone()
     first.zero_()  # a caller's own copy

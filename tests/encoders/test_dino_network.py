@@ -87,7 +87,7 @@ def test_is_the_library_s_class_token(name: str, batch: int, size: int) -> None:
     check(name, batch, size)
 
 
-@pytest.mark.parametrize("name", ["gated", "one layer"])
+@pytest.mark.parametrize("name", ["gated", "plain"])
 def test_on_triton_is_the_library_s_class_token(name: str) -> None:
     if not INTERPRETED:
         pytest.skip("without TRITON_INTERPRET=1 a CPU has one path alone")
