@@ -28,7 +28,6 @@ from genreward_fast.bench.encoder_work import (
 )
 from genreward_fast.encoders import architectures
 from genreward_fast.encoders.clip import TextImageEncoder
-from genreward_fast.encoders.graphed import Graphed
 from genreward_fast.errors import UserError
 from genreward_fast.goals.selection import TEMPLATES
 from genreward_fast.kernels.precision import exact_products
@@ -83,15 +82,13 @@ def goal_work(request: Request, library: Library, frames: Tensor) -> Work:
 
     def plain() -> Call:
         encoder = ours()
-        towers = Towers(encoder.model)
-        return lambda: towers(encoder.preprocess(frames), tokens)
+        return lambda: encoder.encode_together(frames, tokens)
 
     def graphed() -> Call:
         needs_cuda(request.place)
         encoder = ours()
-        towers = Towers(encoder.model)
-        run = Graphed(lambda frames, tokens: towers(encoder.preprocess(frames), tokens))
-        return lambda: run(frames, tokens)
+        encoder.graphs = True
+        return lambda: encoder.encode_together(frames, tokens)
 
     def kept() -> Call:
         encoder = ours()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cuda, nn
 
 from genreward_fast.encoders.clip_network import ImageTower, TextTower
 from genreward_fast.encoders.fingerprint import fingerprint
@@ -76,6 +77,7 @@ class TextImageEncoder(FrozenEncoder):
         self.image, self.text = ImageTower.of(model.visual, dtype), TextTower.of(model, dtype)
         self.model: Any = model.to(dtype)
         self._images, self._tokens = self.graphed(self._encode_frames), self.graphed(self._encode_tokens)
+        self._together = self.graphed(self._encode_together)
         self._texts: dict[tuple[str, ...], Tensor] = {}
         self.freeze()
 
@@ -126,8 +128,7 @@ class TextImageEncoder(FrozenEncoder):
         Raises:
             ValueError: another shape or dtype.
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-            raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
+        _check(frames)
         parts = [self._images(part) for part in frames.to(self.device).split(self.batch)]
         return torch.cat(parts)
 
@@ -150,6 +151,23 @@ class TextImageEncoder(FrozenEncoder):
             self._texts[key] = torch.cat([self._tokens(part) for part in tokens.split(self.batch)])
         return self._texts[key].clone()
 
+    @torch.no_grad()
+    def encode_together(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        """Unit vectors of frames and of sentences, on CUDA both at the same time: one call, no split, nothing kept.
+
+        Args:
+            frames: (N, H, W, 3) uint8, N ≥ 1, of any size.
+            tokens: (P, context) int64 of the tokenizer, P ≥ 1, on the encoder's device.
+
+        Returns:
+            (N + P, D) float32, the frames' first.
+
+        Raises:
+            ValueError: frames of another shape or dtype.
+        """
+        _check(frames)
+        return self._together(frames.to(self.device), tokens)
+
     def forget(self) -> None:
         super().forget()
         self._texts.clear()
@@ -159,3 +177,31 @@ class TextImageEncoder(FrozenEncoder):
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
         return nn.functional.normalize(self.embed_tokens(tokens).float(), dim=-1)
+
+    def _encode_together(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        if not frames.is_cuda:
+            return torch.cat([self._encode_frames(frames), self._encode_tokens(tokens)])
+        here, side = cuda.current_stream(frames.device), _side_stream(frames.device)
+        side.wait_stream(here)
+        tokens.record_stream(side)
+        with cuda.stream(side):
+            sentences = self._encode_tokens(tokens)
+        pictures = self._encode_frames(frames)
+        here.wait_stream(side)
+        sentences.record_stream(here)
+        return torch.cat([pictures, sentences])
+
+
+def _check(frames: Tensor) -> None:
+    """
+    Raises:
+        ValueError: no frames, or of another shape or dtype.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> cuda.Stream:
+    """Where sentences are encoded beside frames."""
+    return cuda.Stream(device)

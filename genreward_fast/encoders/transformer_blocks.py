@@ -177,10 +177,10 @@ class Blocks(nn.ModuleList):
 
         Of the last block all else is left out.
         """
-        *most, last = self
-        for block in most:
+        blocks: list[Any] = list(self)  # modules, to type checkers
+        for block in blocks[:-1]:
             block(stream, rotation)
-        return last.first_token(stream, rotation)
+        return blocks[-1].first_token(stream, rotation)
 
 
 class Patches(nn.Module):
