@@ -105,7 +105,7 @@ class Product(nn.Module):
 
     def add_to(self, stream: Tensor, x: Tensor) -> None:
         """Adds the outputs for x (N, inputs), without the bias, to the stream (N, outputs)."""
-        stream.addmm_(x, self.weight.t())
+        torch.addmm(stream, x, self.weight.t(), out=stream)
 
 
 class Block(nn.Module):
@@ -205,5 +205,6 @@ class Patches(nn.Module):
         parts = pixels.permute(0, 2, 3, 1).unflatten(2, (-1, side)).unflatten(1, (-1, side))
         rows = parts.transpose(2, 3).flatten(3).flatten(1, 2)
         stream = self.tokens.repeat(len(pixels), 1, 1)
-        stream[:, stream.shape[1] - rows.shape[1] :].baddbmm_(rows, self.weight.expand(len(pixels), -1, -1))
+        patches = stream[:, stream.shape[1] - rows.shape[1] :]
+        torch.baddbmm(patches, rows, self.weight.expand(len(pixels), -1, -1), out=patches)
         return stream

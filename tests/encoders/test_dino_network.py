@@ -131,7 +131,7 @@ def test_launches() -> None:
     with torch.profiler.profile() as profile, torch.no_grad():
         made(pixels)
     calls = {event.key: event.count for event in profile.key_averages()}
-    assert calls["aten::addmm"] == 3 * 2 + 1
+    assert calls["aten::addmm"] == 3 * 4 + 1
     assert "aten::linear" not in calls
     assert calls["aten::scaled_dot_product_attention"] == 3
     assert calls["aten::layer_norm"] == 3 * 2 + 1
