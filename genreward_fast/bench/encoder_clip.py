@@ -28,7 +28,7 @@ from genreward_fast.bench.encoder_work import (
 )
 from genreward_fast.encoders import architectures
 from genreward_fast.encoders.clip import TextImageEncoder
-from genreward_fast.encoders.graphed import Graphed
+from genreward_fast.encoders.clip_network import ImageTower
 from genreward_fast.errors import UserError
 from genreward_fast.goals.selection import TEMPLATES
 from genreward_fast.kernels.precision import exact_products
@@ -83,15 +83,13 @@ def goal_work(request: Request, library: Library, frames: Tensor) -> Work:
 
     def plain() -> Call:
         encoder = ours()
-        towers = Towers(encoder.model)
-        return lambda: towers(encoder.preprocess(frames), tokens)
+        return lambda: encoder.encode_together(frames, tokens)
 
     def graphed() -> Call:
         needs_cuda(request.place)
         encoder = ours()
-        towers = Towers(encoder.model)
-        run = Graphed(lambda frames, tokens: towers(encoder.preprocess(frames), tokens))
-        return lambda: run(frames, tokens)
+        encoder.graphs = True
+        return lambda: encoder.encode_together(frames, tokens)
 
     def kept() -> Call:
         encoder = ours()
@@ -135,12 +133,13 @@ def goal_work(request: Request, library: Library, frames: Tensor) -> Work:
 
 
 def goal_flops(config: dict[str, Any], frames: int, prompts: int, length: int) -> int:
-    """Of the vectors of N frames, and of prompts of `length` tokens."""
+    """Of the vectors of N frames, without other tokens after the last block, and of prompts of `length` tokens."""
     size = config["vision_cfg"]["image_size"]
     with torch.device("meta"):
-        towers = Towers(open_clip.CLIP(**copy.deepcopy(config))).eval()
+        model = open_clip.CLIP(**copy.deepcopy(config))
+        image = ImageTower(model.visual, torch.float32)
         pixels, tokens = torch.empty(frames, 3, size, size), torch.empty(prompts, length, dtype=torch.long)
-    return count_flops(lambda: towers(pixels, tokens))
+    return count_flops(lambda: image(pixels)) + count_flops(lambda: model.encode_text(tokens))
 
 
 def library_call(model: Any, request: Request, frames: Tensor, tokens: Tensor) -> Call:

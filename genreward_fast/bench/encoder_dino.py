@@ -23,6 +23,7 @@ from genreward_fast.bench.encoder_work import (
     random_frames,
 )
 from genreward_fast.encoders import architectures
+from genreward_fast.encoders.dino_network import ClassTokenNetwork
 from genreward_fast.encoders.image import ImageEncoder
 from genreward_fast.errors import UserError
 from genreward_fast.kernels.precision import exact_products
@@ -90,11 +91,12 @@ def frames_work(request: Request, library: DINOv3ViTModel, frames: Tensor) -> Wo
 
 
 def frames_flops(config: Any, frames: Tensor) -> int:
-    """Of the class tokens of frames (N, H, W, 3)."""
+    """Of the class tokens of frames (N, H, W, 3), H = W, and of no other token after the last block."""
+    size = frames.shape[1]
     with torch.device("meta"):
-        vit: Any = DINOv3ViTModel(config).eval()
-        pixels = torch.empty(len(frames), 3, *frames.shape[1:3])
-    return count_flops(lambda: vit(pixel_values=pixels))
+        network = ClassTokenNetwork(DINOv3ViTModel(config), size, torch.float32)
+        pixels = torch.empty(len(frames), 3, size, size)
+    return count_flops(lambda: network(pixels))
 
 
 def library_call(vit: Any, device: torch.device, dtype: torch.dtype, frames: Tensor) -> Call:

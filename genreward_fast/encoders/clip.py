@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cuda, nn
 
+from genreward_fast.encoders.clip_network import ImageTower, TextTower
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.errors import UserError
@@ -24,6 +26,7 @@ class TextImageEncoder(FrozenEncoder):
 
     Attributes:
         model: the library's model, image and text towers.
+        image, text: its towers in fewer steps, with weights made from the model's; None where there is none for it.
         size: (height, width) in pixels that the image tower takes.
         format: how frames become that.
         fingerprint: sha256 over weights and configuration.
@@ -71,8 +74,10 @@ class TextImageEncoder(FrozenEncoder):
         self.batch = batch
         self.note = note
         self.fingerprint = fingerprint(model, {"model": dict(config), "preprocess": preprocess})
+        self.image, self.text = ImageTower.of(model.visual, dtype), TextTower.of(model, dtype)
         self.model: Any = model.to(dtype)
         self._images, self._tokens = self.graphed(self._encode_frames), self.graphed(self._encode_tokens)
+        self._together = self.graphed(self._encode_together)
         self._texts: dict[tuple[str, ...], Tensor] = {}
         self.freeze()
 
@@ -100,7 +105,15 @@ class TextImageEncoder(FrozenEncoder):
 
     def network(self, pixels: Tensor) -> Tensor:
         """(N, 3, *size) normalised to embeddings (N, D) of any length, in the encoder's dtype; one call, no split."""
-        return self.model.visual(pixels)
+        if self.image is None or torch.compiler.is_exporting():  # engines hold the model's own weights
+            return self.model.visual(pixels)
+        return self.image(pixels)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """(P, context) int64 to embeddings (P, D) of any length, in the encoder's dtype; one call, no split."""
+        if self.text is None:
+            return self.model.encode_text(tokens)
+        return self.text(self.model.token_embedding(tokens), tokens.argmax(-1))
 
     @torch.no_grad()
     def encode_images(self, frames: Tensor) -> Tensor:
@@ -115,8 +128,7 @@ class TextImageEncoder(FrozenEncoder):
         Raises:
             ValueError: another shape or dtype.
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-            raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
+        _check(frames)
         parts = [self._images(part) for part in frames.to(self.device).split(self.batch)]
         return torch.cat(parts)
 
@@ -139,6 +151,23 @@ class TextImageEncoder(FrozenEncoder):
             self._texts[key] = torch.cat([self._tokens(part) for part in tokens.split(self.batch)])
         return self._texts[key].clone()
 
+    @torch.no_grad()
+    def encode_together(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        """Unit vectors of frames and of sentences, on CUDA both at the same time: one call, no split, nothing kept.
+
+        Args:
+            frames: (N, H, W, 3) uint8, N ≥ 1, of any size.
+            tokens: (P, context) int64 of the tokenizer, P ≥ 1, on the encoder's device.
+
+        Returns:
+            (N + P, D) float32, the frames' first.
+
+        Raises:
+            ValueError: frames of another shape or dtype.
+        """
+        _check(frames)
+        return self._together(frames.to(self.device), tokens)
+
     def forget(self) -> None:
         super().forget()
         self._texts.clear()
@@ -147,4 +176,32 @@ class TextImageEncoder(FrozenEncoder):
         return nn.functional.normalize(self.encode(self.preprocess(frames)).float(), dim=-1)
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        return nn.functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        return nn.functional.normalize(self.embed_tokens(tokens).float(), dim=-1)
+
+    def _encode_together(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        if not frames.is_cuda:
+            return torch.cat([self._encode_frames(frames), self._encode_tokens(tokens)])
+        here, side = cuda.current_stream(frames.device), _side_stream(frames.device)
+        side.wait_stream(here)
+        tokens.record_stream(side)
+        with cuda.stream(side):
+            sentences = self._encode_tokens(tokens)
+        pictures = self._encode_frames(frames)
+        here.wait_stream(side)
+        sentences.record_stream(here)
+        return torch.cat([pictures, sentences])
+
+
+def _check(frames: Tensor) -> None:
+    """
+    Raises:
+        ValueError: no frames, or of another shape or dtype.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"frames must be (N, H, W, 3) uint8, N > 0, not {tuple(frames.shape)} {frames.dtype}")
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> cuda.Stream:
+    """Where sentences are encoded beside frames."""
+    return cuda.Stream(device)

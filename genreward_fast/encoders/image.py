@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DINOv3ViTModel
 
+from genreward_fast.encoders.dino_network import ClassTokenNetwork
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
@@ -27,6 +28,7 @@ class ImageEncoder(FrozenEncoder):
 
     Attributes:
         vit: the library's model.
+        fast: the same function in fewer steps, with weights made from the model's; None if there is none for it.
         size: side in pixels to which frames are resized.
         format: what the model reads: frames squashed to that square.
         dim: length D of a feature.
@@ -58,6 +60,7 @@ class ImageEncoder(FrozenEncoder):
         keys = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_register_tokens", "patch_size")
         described = {key: getattr(config, key) for key in keys}
         self.fingerprint = fingerprint(model, described | {"rope_theta": config.rope_theta, "size": size})
+        self.fast = ClassTokenNetwork.of(vit, size, dtype)
         self.vit: Any = model.to(dtype)
         self._features = self.graphed(self._encode_frames)
         self.freeze()
@@ -85,7 +88,9 @@ class ImageEncoder(FrozenEncoder):
 
     def network(self, pixels: Tensor) -> Tensor:
         """(N, 3, size, size) normalised to class tokens (N, D), in the encoder's dtype; one call, no split."""
-        return self.vit(pixel_values=pixels).pooler_output
+        if self.fast is None or torch.compiler.is_exporting():  # engines hold the model's own weights
+            return self.vit(pixel_values=pixels).pooler_output
+        return self.fast(pixels)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:

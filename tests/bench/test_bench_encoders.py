@@ -58,6 +58,11 @@ def attention_products(tokens: int, width: int) -> int:
     return 4 * tokens * width * width + 2 * tokens * tokens * width
 
 
+def last_attention_products(tokens: int, width: int) -> int:
+    """Keys and values of all tokens; queries, output, scores and their sums of one."""
+    return 2 * tokens * width * width + 2 * width * width + 2 * tokens * width
+
+
 @pytest.mark.parametrize(("preset", "pixels"), [("tiny", 64), ("paper", 480), ("paper", 64)])
 def test_flops_of_the_video_encoder(preset, pixels):
     config = architectures.VAE[preset]
@@ -80,7 +85,8 @@ def test_flops_of_the_image_encoder(preset):
     patches = (side // 16) ** 2
     tokens = patches + 1 + config["num_register_tokens"]
     layer = attention_products(tokens, width) + 3 * tokens * width * hidden
-    expected = patches * 3 * 16 * 16 * width + config["num_hidden_layers"] * layer
+    expected = patches * 3 * 16 * 16 * width + (config["num_hidden_layers"] - 1) * layer
+    expected += last_attention_products(tokens, width) + 3 * width * hidden
     frames = torch.empty(3, side, side, 3, device="meta")
     assert encoder_dino.frames_flops(architectures.DINOv3ViTConfig(**config), frames) == 2 * 3 * expected
 
@@ -94,7 +100,8 @@ def test_flops_of_the_text_and_image_encoder(preset):
     tokens, width = patches + 1, image["width"]
     mlp = 8 * tokens * width * width
     of_image = patches * 3 * patch * patch * width + width * config["embed_dim"]
-    of_image += image["layers"] * (attention_products(tokens, width) + mlp)
+    of_image += (image["layers"] - 1) * (attention_products(tokens, width) + mlp)
+    of_image += last_attention_products(tokens, width) + 8 * width * width
     length, width = text["context_length"], text["width"]
     of_text = text["layers"] * (attention_products(length, width) + 8 * length * width * width)
     of_text += width * config["embed_dim"]

@@ -42,6 +42,32 @@ def test_embeddings_are_the_library_s(clip_folder: Path, encoder: TextImageEncod
     torch.testing.assert_close(encoder.encode_images(frames(3)), image, atol=1e-5, rtol=1e-5)
 
 
+def test_together_is_one_after_the_other(encoder: TextImageEncoder) -> None:
+    texts = ["pick up the ball", "open the drawer"]
+    found = encoder.encode_together(frames(3, 40, 50), encoder.tokenizer(texts))
+    expected = torch.cat([encoder.encode_images(frames(3, 40, 50)), encoder.encode_text(texts)])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="uint8"):
+        encoder.encode_together(frames(3).float(), encoder.tokenizer(texts))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_together_on_cuda(clip_folder: Path, graphs: bool) -> None:
+    """The towers run in two streams, recorded or not."""
+    encoder = TextImageEncoder(*read_clip(str(clip_folder), "ViT-B-32")).to("cuda")
+    encoder.graphs = graphs
+    for seed in range(5):
+        pictures = frames(3, 40, 50, seed).cuda()
+        texts = [f"task {seed}", "open the drawer"]
+        found = encoder.encode_together(pictures, encoder.tokenizer(texts).cuda())
+        encoder.graphs = False
+        expected = torch.cat([encoder.encode_images(pictures), encoder.encode_text(texts)])
+        encoder.graphs = graphs
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert encoder._together.graphs == int(graphs)
+
+
 def test_unit_norm_and_shapes(encoder: TextImageEncoder) -> None:
     images, texts = encoder.encode_images(frames(3, 40, 50)), encoder.encode_text(["a", "b c"])
     assert images.shape == (3, 12)
@@ -61,7 +87,8 @@ def test_batches_are_split(clip_folder: Path, encoder: TextImageEncoder) -> None
 def test_a_list_of_texts_is_encoded_once(clip_folder: Path) -> None:
     encoder = TextImageEncoder(*read_clip(str(clip_folder), "ViT-B-32"))
     calls: list[int] = []
-    encoder.model.transformer.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    assert encoder.text is not None
+    encoder.text.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     first = encoder.encode_text(["open the drawer", "close it"])
     kept = first.clone()
     first.zero_()  # a caller's own copy

@@ -46,6 +46,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("time_pool", 2),
         ("shifted_conv", 3),
         ("frame_conv", 2),
+        ("layer_norm", 2),
+        ("gated_silu", 2),
+        ("rope", 2),
     ],
 )
 def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, capsys):

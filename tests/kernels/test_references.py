@@ -9,6 +9,7 @@ from genreward_fast.kernels import (
     continuation_loss,
     fb_score,
     frames,
+    gated_silu,
     gru_gates,
     image_blocks,
     image_level,
@@ -17,6 +18,7 @@ from genreward_fast.kernels import (
     latent_cosine,
     latent_kl,
     latent_sample,
+    layer_norm,
     loss_total,
     phase_image_loss,
     phase_norm_silu,
@@ -26,6 +28,7 @@ from genreward_fast.kernels import (
     prior_sample,
     return_range,
     rmsnorm_silu,
+    rope,
     rssm_step,
     space_norm_silu,
     twohot,
@@ -137,6 +140,7 @@ CASES = {
     "fb_score": lambda: fb_score.fb_score_reference(draw(3, 4), draw(3, 1), folded_score()),
     "frames": lambda: picture_of(bytes_between=False),
     "frames_of_bytes": lambda: picture_of(bytes_between=True),
+    "gated_silu": lambda: gated_silu.gated_silu_reference(draw(3, 8)),
     "gru_gates": lambda: gru_gates.gru_gates_reference(*gates()),
     "gru_gates_backward": lambda: gru_gates.gru_gates_backward_reference(draw(3, 8), *gates()),
     "image_blocks": lambda: image_blocks.image_blocks_reference(pictures(2, 4, 4, 3), torch.float64, 16),
@@ -154,6 +158,7 @@ CASES = {
     "latent_sample_backward": lambda: latent_sample.latent_sample_backward_reference(
         draw(3, 5), draw(3, 5), draw(3, 5), 0.01
     ),
+    "layer_norm": lambda: layer_norm.layer_norm_reference(draw(3, 8), draw(8), draw(8), EPS, draw(8)),
     "loss_total": lambda: loss_total.loss_total_reference([draw(3), draw(4, 2)], [1.0, 0.3], [draw(5)]),
     "phase_image_loss": lambda: phase_image_loss.phase_image_loss_reference(
         draw(2, 3, 3, 12), draw(3), pictures(2, 6, 6, 3), 2
@@ -172,6 +177,7 @@ CASES = {
     "rmsnorm_silu_backward": lambda: rmsnorm_silu.rmsnorm_silu_backward_reference(
         draw(3, 8), draw(3, 8), draw(2, 4), EPS
     ),
+    "rope": lambda: rope.rope_reference(draw(2, 5, 3, 2, 8), draw(4, 4), draw(4, 4)),
     "observe_step": one_step,
     "space_norm_silu": lambda: space_norm_silu.space_norm_silu_reference(
         draw(2, 3, 8), draw(16), draw(3, 16), draw(16), draw(4), EPS
