@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class IdleEnv:
 @dataclass(frozen=True)
 class IdleConfig:
     """It has no settings."""
+
+    action_size: ClassVar[int] = 4
 
 
 def make_idle() -> IdleEnv:
