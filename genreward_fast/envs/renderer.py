@@ -68,6 +68,9 @@ class Renderer:
         self._rectangles: dict[int, mujoco.MjrRect] = {}
         self._scratch: dict[int, np.ndarray] = {}
         _live.add(self)
+        # Handlers run in the opposite order, and each library that uses EGL shuts it down in one: ours must be last.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
 
     def update(self) -> None:
         """Takes the scene from the simulation's present state."""
@@ -168,7 +171,6 @@ def _make_render_context(model: mujoco.MjModel, size: int, quality: bool) -> muj
     return context
 
 
-@atexit.register
 def _close_all() -> None:
     # While the interpreter is going down it is too late: the OpenGL bindings are gone before the objects are.
     for renderer in list(_live):

@@ -112,5 +112,5 @@ def smooth(values: np.ndarray, window: int = 20) -> np.ndarray:
 
 def last_of_each(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One point a step, the last: episodes of parallel environments end together."""
-    keep = np.append(steps[1:] != steps[:-1], True)
+    keep = np.append(steps[1:] != steps[:-1], True)[: len(steps)]
     return steps[keep], values[keep]
