@@ -1,22 +1,32 @@
 """Videos to put behind an agent: from a folder, in the layout of DAVIS 2017 or any other, or procedural.
 
-A video is a function from a size to a sequence of that many square pictures, (size, size, 3) uint8 RGB. Nothing is read
-before it is called, and image files not before their picture is asked for.
+A video is a function from a size to its pictures, each of them (size, size, 3) uint8 RGB. Nothing is read before it is
+called, and image files not before their picture is asked for.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from genreward_fast.envs.seeds import Split
 from genreward_fast.errors import UserError
 
-Video = Callable[[int], Sequence[np.ndarray]]
+
+class Pictures(Protocol):
+    """What a list of pictures offers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+Video = Callable[[int], Pictures]
 
 PROCEDURAL_VIDEOS = {"train": 60, "eval": 30}  # as many as DAVIS 2017 has
 PROCEDURAL_LENGTH = 60
@@ -30,7 +40,7 @@ _PARTS = {"train": "train.txt", "eval": "val.txt"}
 _WAVES = 6
 
 
-class LazyPictures(Sequence[np.ndarray]):
+class LazyPictures:
     """Pictures that are made when they are first asked for, and then kept."""
 
     def __init__(self, length: int, make: Callable[[int], np.ndarray]):
@@ -40,7 +50,7 @@ class LazyPictures(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slices are not needed
+    def __getitem__(self, index: int) -> np.ndarray:
         if index not in self._made:
             self._made[index] = self._make(index)
         return self._made[index]
@@ -116,7 +126,7 @@ def _video(path: Path) -> Video:
     return functools.partial(_video_file, path)
 
 
-def _image_sequence(paths: list[Path], size: int) -> Sequence[np.ndarray]:
+def _image_sequence(paths: list[Path], size: int) -> Pictures:
     return LazyPictures(len(paths), lambda index: read_image(paths[index], size))
 
 
@@ -136,7 +146,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
         raise UserError(f"{path}: cannot be decoded ({type(error).__name__}); it is damaged or not an image") from error
 
 
-def _video_file(path: Path, size: int) -> Sequence[np.ndarray]:
+def _video_file(path: Path, size: int) -> Pictures:
     import av
 
     try:
@@ -150,7 +160,7 @@ def _video_file(path: Path, size: int) -> Sequence[np.ndarray]:
     return pictures
 
 
-def procedural_video(number: int, size: int) -> Sequence[np.ndarray]:
+def procedural_video(number: int, size: int) -> Pictures:
     """Coloured waves that drift across each other, with discs moving over them; as it was for every equal `number`.
 
     After its last frame its first one follows.
