@@ -35,7 +35,7 @@ LONGEST_FILE = 300
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FILES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-_DAVIS = ("DAVIS/JPEGImages/480p", "JPEGImages/480p")
+_DAVIS = ("DAVIS/JPEGImages/480p", "JPEGImages/480p", "480p")
 _PARTS = {"train": "train.txt", "eval": "val.txt"}
 _WAVES = 6
 

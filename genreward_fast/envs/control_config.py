@@ -24,7 +24,7 @@ class ControlConfig:
         task: any of the names that `control_tasks.canonical_control` accepts; held as the canonical one.
         camera: a camera of the task's model; "default" is its first, and quadruped's third.
         episode_length: simulator steps in an episode, counting every repeat.
-        action_repeat: how often each action is applied; rewards add up. 0 is replaced by the task's published one.
+        action_repeat: how often each action is applied; rewards add up. None is replaced by the task's published one.
         rendering: "fast" has no shadows, reflections or multisampling, and backgrounds of 256×256 pixels; "quality" has
             all that dm_control has, and backgrounds of 800×800.
         distraction: "none", "easy", "medium" or "hard".
@@ -44,7 +44,7 @@ class ControlConfig:
     task: str
     camera: str = DEFAULT_CAMERA
     episode_length: int = 1000
-    action_repeat: int = 0
+    action_repeat: int = None  # type: ignore[assignment]  # replaced below
     rendering: Rendering = "fast"
     distraction: str = "none"
     distraction_types: tuple[str, ...] = DISTRACTION_TYPES
@@ -54,7 +54,7 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", canonical_control(self.task))
-        if self.action_repeat == 0:
+        if self.action_repeat is None:
             object.__setattr__(self, "action_repeat", usual_action_repeat(self.task))
         check_rendering(self.rendering)
         check_episode(self.episode_length, self.action_repeat)

@@ -81,7 +81,7 @@ def start_run(
             if resume:
                 config.save(folder.config)
             doing = f"resuming at step {trainer.rollout.env_steps}:" if resume else "training"
-            say(f"{doing} {config.env.task} on {describe_device(device)}, in {out}")
+            say(f"{doing} {config.env.description} on {describe_device(device)}, in {out}")
             for note in notes:
                 say(f"note: {note}")
             if reward.learn_steps >= config.train.steps:

@@ -50,7 +50,7 @@ def test_daviss_own_lists_divide_it(davis):
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("seq8\nseq1\n")
     (lists / "val.txt").write_text("seq0\n")
-    for folder in (davis, davis / "JPEGImages/480p"):
+    for folder in (davis, davis / "JPEGImages", davis / "JPEGImages/480p"):
         assert [each[0] for each in levels(find_videos(folder, "train", None))] == [40, 180]
         assert [each[0] for each in levels(find_videos(folder, "eval", None))] == [20]
 

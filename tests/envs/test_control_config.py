@@ -47,7 +47,7 @@ def test_its_description_names_what_distracts():
     [
         ({"task": "pick-place"}, "pick-place"),
         ({"rendering": "pretty"}, "pretty"),
-        ({"action_repeat": -1}, "action_repeat -1"),
+        ({"action_repeat": 0}, "action_repeat 0"),
         ({"action_repeat": 3}, "multiple"),
         ({"distraction": "extreme"}, "extreme"),
         ({"distraction": "easy", "distraction_types": ("smell",)}, "smell"),

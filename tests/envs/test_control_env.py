@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -264,6 +266,12 @@ def test_a_camera_is_chosen_by_its_name():
         ControlEnv(dataclasses.replace(WALKER, camera="corner"))
 
 
+def test_a_program_that_leaves_its_renderer_open_ends_in_silence():
+    program = "from genreward_fast.envs.control_env import *; env = make(task='walker-walk'); env.reset(); env.render()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"genreward-fast\[control\]"):
@@ -282,6 +290,8 @@ def test_workers_do_what_one_environment_does_and_evaluation_sees_other_videos()
             if t == 2:
                 assert np.array_equal(step.frames[32][1].numpy(), picture(alone, 32))
     alone.close()
+    with VectorEnv(HARD, 1, seed=1, split="eval", sizes=(), sizes_at=lambda row: ()) as envs:
+        assert envs._setups[0].config == dataclasses.asdict(HARD.for_split("eval"))
     videos = {split: ControlEnv(HARD.for_split(split))._distractions._background._videos for split in ("train", "eval")}
     numbers = {split: {video.args for video in some} for split, some in videos.items()}
     assert not numbers["train"] & numbers["eval"]
