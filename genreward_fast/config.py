@@ -8,8 +8,9 @@ from typing import Any
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.encoders.presets import EncoderConfig
+from genreward_fast.envs.control_config import ControlConfig
 from genreward_fast.envs.env_config import EnvConfig
-from genreward_fast.envs.tasks import canonical
+from genreward_fast.envs.suites import AnyEnvConfig, env_config, with_task
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.config import FBConfig, RewardConfig
 from genreward_fast.training.run_folder import RunFolder
@@ -24,11 +25,12 @@ def paper(task: str) -> RunConfig:
     What differs, and why, is in docs/differences.md: α and β are larger, because the released 0.01 and 1e-5 change
     almost nothing next to the dense return; 16 environments instead of 1; credit spread over the rows.
     """
+    env = env_config(task)
     return RunConfig(
         preset="paper",
-        env=EnvConfig(task=task),
+        env=env,
         agent=AgentConfig(size="12M", dtype="bfloat16"),
-        reward=RewardConfig(),
+        reward=_filling(RewardConfig(), env),
         encoders=EncoderConfig(preset="paper"),
         train=TrainConfig(),
     )
@@ -36,12 +38,13 @@ def paper(task: str) -> RunConfig:
 
 def tiny(task: str) -> RunConfig:
     """The same path on two CPU cores within a quarter of an hour: small networks, few steps."""
+    env = env_config(task)
     return RunConfig(
         preset="tiny",
-        env=EnvConfig(task=task),
+        env=env,
         # A few hundred updates: a small network bears a larger learning rate, and the warm-up must end within them.
         agent=AgentConfig(size="tiny", dtype="float32", batch_size=8, batch_length=32, lr=3e-4, warmup=50),
-        reward=RewardConfig(fb_steps=2500, fb=FBConfig(hidden=256, batch=256, lr=3e-4)),
+        reward=_filling(RewardConfig(fb_steps=2500, fb=FBConfig(hidden=256, batch=256, lr=3e-4)), env),
         encoders=EncoderConfig(preset="tiny"),
         train=TrainConfig(
             steps=6000,
@@ -56,6 +59,11 @@ def tiny(task: str) -> RunConfig:
     )
 
 
+def _filling(reward: RewardConfig, env: AnyEnvConfig) -> RewardConfig:
+    """`reward` with windows that fill an episode: 128 of Meta-World's 256 steps, 125 of dm_control's 125 to 500."""
+    return replace(reward, window=125, interval=125) if isinstance(env, ControlConfig) else reward
+
+
 PRESETS = {"paper": paper, "tiny": tiny}
 
 
@@ -68,6 +76,10 @@ class Overrides:
     episode_length: int | None = None
     action_repeat: int | None = None
     rendering: str | None = None
+    distraction: str | None = None
+    distraction_types: tuple[str, ...] | None = None
+    dynamic_distractions: bool | None = None
+    backgrounds: str | None = None
 
     size: str | None = None
     batch_size: int | None = None
@@ -117,6 +129,9 @@ class Overrides:
 # Flags that belong to FB, and what its settings call them.
 FB_SETTINGS = {"fb_next_action": "next_action", "fb_standardise": "standardise_features"}
 
+CONTROL_ONLY = {field.name for field in fields(ControlConfig)} - {field.name for field in fields(EnvConfig)}
+"""Flags of dm_control's environments alone."""
+
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
 RESUMABLE = (
     "steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes", "overlap",
@@ -131,23 +146,25 @@ def resolve(preset: str, overrides: Overrides) -> RunConfig:
     """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: unknown; use one of {', '.join(PRESETS)}")
-    return apply(PRESETS[preset](canonical(overrides.task or DEFAULT_TASK)), overrides)
+    return apply(PRESETS[preset](overrides.task or DEFAULT_TASK), overrides)
 
 
 def apply(config: RunConfig, overrides: Overrides) -> RunConfig:
     """`config` with the flags that were given, each in the room that it belongs to."""
     given = overrides.given()
-    if "task" in given:
-        given["task"] = canonical(given["task"])
+    env = with_task(config.env, given.pop("task")) if "task" in given else config.env
     if "reward" in given:
         given["name"] = given.pop("reward")
     fb = {setting: given.pop(flag) for flag, setting in FB_SETTINGS.items() if flag in given}
     config = replace(config, reward=replace(config.reward, fb=replace(config.reward.fb, **fb)))
-    rooms = {}
+    rooms: dict[str, Any] = {}
     for room in ("env", "agent", "reward", "encoders", "train"):
-        current = getattr(config, room)
+        current = env if room == "env" else getattr(config, room)
         mine = {field.name: given.pop(field.name) for field in fields(current) if field.name in given}
         rooms[room] = replace(current, **mine)
+    if misplaced := sorted(CONTROL_ONLY & given.keys()):
+        flag = misplaced[0].replace("_", "-")
+        raise UserError(f"--{flag}: for tasks of dm_control such as walker-walk; {env.task} is one of Meta-World's")
     assert not given, f"flags without a home: {sorted(given)}"
     return replace(config, **rooms)
 
@@ -163,6 +180,8 @@ def resume_config(out: Path, preset: str | None, overrides: Overrides) -> RunCon
     config = RunConfig.load(folder.config)
     if preset not in (None, config.preset):
         raise UserError(f"--preset {preset}: this run was started with {config.preset}; leave it out to resume")
+    if overrides.task is not None and env_config(overrides.task).task != config.env.task:
+        raise UserError(f"--task {overrides.task}: this run was started with {config.env.task}; leave it out to resume")
     for name, value in overrides.given().items():
         if name not in RESUMABLE and apply(config, Overrides(**{name: value})) != config:
             flag = {"use_video": "no-video", "use_fb": "no-fb"}.get(name, name.replace("_", "-"))

@@ -26,7 +26,8 @@ def run_checks() -> list[Check]:
     packages = _packages()
     if not all(check.ok for check in packages):  # what follows imports them
         return [_python(), *packages, _memory(), _disk()]
-    return [_python(), *packages, _gpu(), _triton(), _rendering(), *_engines(), *_weights(), _memory(), _disk()]
+    machine = [_gpu(), _triton(), _rendering()]
+    return [_python(), *packages, _dm_control(), *machine, *_engines(), *_weights(), _memory(), _disk()]
 
 
 def report_lines(checks: list[Check]) -> list[str]:
@@ -55,6 +56,12 @@ def _packages() -> list[Check]:
         detail = _version(package) if found else f"missing; pip install {package}"
         checks.append(Check(package, found, detail, required=True))
     return checks
+
+
+def _dm_control() -> Check:
+    if importlib.util.find_spec("dm_control") is None:
+        return Check("dm_control", False, 'not installed: its tasks need pip install "genreward-fast[control]"')
+    return Check("dm_control", True, _version("dm_control"))
 
 
 def _version(package: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from genreward_fast.config import FB_SETTINGS, PRESETS, Overrides, apply, resolve, resume_config
+from genreward_fast.config import CONTROL_ONLY, FB_SETTINGS, PRESETS, Overrides, apply, resolve, resume_config
 from genreward_fast.errors import UserError
 from genreward_fast.training.settings import RunConfig, TrainConfig
 
@@ -36,9 +36,11 @@ def test_every_flag_reaches_exactly_one_room(field):
         "task": "reach", "camera": "corner2", "rendering": "quality", "size": "25M", "dtype": "float32",
         "reward": "none", "credit": "closing", "vae": "x", "dino": "x", "clip": "x", "weights": "random",
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
-        "clip_frames": 8, "fb_steps": 6000,
+        "clip_frames": 8, "fb_steps": 6000, "distraction": "hard", "distraction_types": ("color",),
+        "dynamic_distractions": True, "backgrounds": "/videos",
     }  # fmt: skip
-    before = resolve("paper", Overrides())
+    control = Overrides(task="walker-walk", distraction="easy")
+    before = resolve("paper", control if field in CONTROL_ONLY else Overrides())
     if field in FB_SETTINGS:
         value = {"fb_next_action": "policy", "fb_standardise": True}[field]
         after = apply(before, Overrides(**{field: value}))

@@ -3,7 +3,8 @@
     python benchmarks/envs/bench_env.py --workers 1 4 16 --json env.json
 
 The parts are medians over single steps in this process; drawing is waited for, so that its time is not counted as
-reading's. Throughput is of whole ticks of a `VectorEnv` with random actions, resets included.
+reading's. Where dm_control is installed, what its distractions add is measured, too. Throughput is of whole ticks of a
+`VectorEnv` with random actions, resets included.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from genreward_fast.bench.distractions import distraction_parts
 from genreward_fast.files import write_json
 
 SIZES = (64, 224, 480)
@@ -39,6 +41,8 @@ class IdleEnv:
 @dataclass(frozen=True)
 class IdleConfig:
     """It has no settings."""
+
+    action_size: ClassVar[int] = 4
 
 
 def make_idle() -> IdleEnv:
@@ -169,12 +173,13 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     renderer, parts = step_parts(options.task, options.rendering, options.steps)
+    parts |= distraction_parts(options.rendering, options.steps)
     parts |= {f"message, {n} worker{'s'[: n > 1]}": message(n, min(1.0, options.seconds)) for n in options.workers}
     cpu = f"{os.cpu_count()} × {cpu_name()}"
     print(f"{options.task}, {options.rendering} rendering on {renderer}; {cpu}\n")
-    print(f"{'part of a step':<28}{'median ms':>10}")
+    print(f"{'part of a step':<36}{'median ms':>10}")
     for part, value in parts.items():
-        print(f"{part:<28}{value:>10.3f}")
+        print(f"{part:<36}{value:>10.3f}")
     print(f"\n{'workers':>7}  {'frames':<28}{'steps/s':>9}{'tick ms':>9}{'start s':>9}")
     rows = []
     for workers in options.workers:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from genreward_fast.encoders.presets import Encoders
-from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.base import RewardModel
 from genreward_fast.rewards.genreward import GenReward
@@ -112,7 +111,7 @@ def started(config: RunConfig, encoders: Encoders) -> Iterator[Run]:
     if config.reward.name != "none":
         frames, size = config.reward.clip_frames, config.encoders.clip_size
         goal = Goal("noise", torch.randint(0, 256, (frames, size, size, 3), dtype=torch.uint8), frames - 1)
-    reward = make_reward(config.reward, goal, encoders, ACTION_SIZE, encoders.device, config.train.seed)
+    reward = make_reward(config.reward, goal, encoders, config.env.action_size, encoders.device, config.train.seed)
     with tempfile.TemporaryDirectory() as folder, Trainer(config, Path(folder), reward) as trainer:
         run = Run(trainer, reward)
         run.warm_up()

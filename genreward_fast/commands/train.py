@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedCommand, encoder_weights, section
+from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, SectionedCommand, encoder_weights, section
 from genreward_fast.errors import UserError
 
 
 @click.command(cls=SectionedCommand)
 @section("The run")
 @click.option(
-    "--task", help="A Meta-World task, by any of its names: pick-place, pick-place-v3.  [default: pick-place]"
+    "--task",
+    help="A task of Meta-World (pick-place, pick-place-v3) or dm_control (walker-walk).  [default: pick-place]",
 )
 @click.option("--preset", help="tiny (two CPU cores, minutes) or paper (full-size encoders: a GPU).  [default: tiny]")
 @click.option("--goal", type=FOLDER, help="A goal's folder (genreward goal).  [default: one from a scripted expert]")
@@ -62,11 +63,31 @@ from genreward_fast.errors import UserError
 )
 @click.option("--release-delay", type=int, help="Steps from a window's end until its rows may be sampled.")
 @section("Environment")
-@click.option("--camera", help="corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV.")
+@click.option(
+    "--camera",
+    help="Meta-World: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV; dm_control: a camera of "
+    "the task's model.",
+)
 @click.option("--episode-length", type=int, help="Steps in an episode, action repeats counted.")
 @click.option("--action-repeat", type=int, help="Times that each action is applied.")
 @click.option(
     "--rendering", type=click.Choice(["fast", "quality"]), help="fast: no shadows, reflections, multisampling."
+)
+@click.option(
+    "--distraction", type=click.Choice(["none", "easy", "medium", "hard"]), help="dm_control: how much distracts."
+)
+@click.option(
+    "--distraction-types",
+    type=Choices(["color", "camera", "background"]),
+    help="dm_control: which distractions, separated by commas.  [default: all]",
+)
+@click.option(
+    "--dynamic-distractions/--static-distractions",
+    default=None,
+    help="dm_control: they change on every step, or with every episode.  [default: with every episode]",
+)
+@click.option(
+    "--backgrounds", help="dm_control: a folder of videos or images (DAVIS 2017).  [default: procedural ones]"
 )
 @section("Encoders")
 @encoder_weights

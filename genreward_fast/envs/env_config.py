@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from genreward_fast.envs.seeds import Split
 from genreward_fast.envs.tasks import canonical
 from genreward_fast.errors import UserError
 
@@ -15,6 +16,22 @@ ACTION_SIZE = 4
 """Displacement of the hand (3) and effort of the gripper, in every task."""
 
 Rendering = Literal["fast", "quality"]
+
+
+def check_rendering(rendering: str) -> None:
+    """Raises UserError unless it is one of `Rendering`."""
+    if rendering not in ("fast", "quality"):
+        raise UserError(f"rendering {rendering!r}: choose 'fast' or 'quality'")
+
+
+def check_episode(episode_length: int, action_repeat: int) -> None:
+    """Raises UserError unless an episode has a whole number of steps, at least one."""
+    if action_repeat < 1:
+        raise UserError(f"action_repeat {action_repeat}: must be at least 1")
+    if episode_length < 1 or episode_length % action_repeat:
+        raise UserError(
+            f"episode_length {episode_length}: must be positive and a multiple of action_repeat ({action_repeat})"
+        )
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,10 @@ class EnvConfig:
         UserError: a value is out of its range.
     """
 
+    has_success: ClassVar[bool] = True
+    factory: ClassVar[str] = "genreward_fast.envs.metaworld_env:make"
+    action_size: ClassVar[int] = ACTION_SIZE
+
     task: str
     camera: str = "corner"
     episode_length: int = 256
@@ -44,17 +65,19 @@ class EnvConfig:
         object.__setattr__(self, "task", canonical(self.task))
         if self.camera not in CAMERAS:
             raise UserError(f"camera {self.camera!r}: choose one of {', '.join(CAMERAS)}")
-        if self.rendering not in ("fast", "quality"):
-            raise UserError(f"rendering {self.rendering!r}: choose 'fast' or 'quality'")
-        if self.action_repeat < 1:
-            raise UserError(f"action_repeat {self.action_repeat}: must be at least 1")
-        if self.episode_length < 1 or self.episode_length % self.action_repeat:
-            raise UserError(
-                f"episode_length {self.episode_length}: must be positive and a multiple of action_repeat "
-                f"({self.action_repeat})"
-            )
+        check_rendering(self.rendering)
+        check_episode(self.episode_length, self.action_repeat)
 
     @property
     def steps(self) -> int:
         """Steps in an episode."""
         return self.episode_length // self.action_repeat
+
+    @property
+    def description(self) -> str:
+        """The environment in words, for titles."""
+        return self.task
+
+    def for_split(self, split: Split) -> EnvConfig:
+        """Itself: episodes of training and of evaluation differ by their seeds alone."""
+        return self

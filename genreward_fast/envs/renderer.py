@@ -57,6 +57,7 @@ class Renderer:
         # picture in memory would cost twenty times what reversing its rows costs.
         self._roll = camera in UPSIDE_DOWN
         self._option, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0  # rays that only measure
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         if not quality:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
@@ -67,6 +68,9 @@ class Renderer:
         self._rectangles: dict[int, mujoco.MjrRect] = {}
         self._scratch: dict[int, np.ndarray] = {}
         _live.add(self)
+        # Handlers run in the opposite order, and each library that uses EGL shuts it down in one: ours must be last.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
 
     def update(self) -> None:
         """Takes the scene from the simulation's present state."""
@@ -90,6 +94,19 @@ class Renderer:
             self._rectangles[size] = mujoco.MjrRect(0, 0, size, size)
             self._scratch[size] = np.empty((size, size, 3), np.uint8)
         mujoco.mjr_render(self._rectangles[size], self._scene, self._context)
+
+    def upload_texture(self, texture: int) -> None:
+        """Takes a texture of the model, given by its number, over again: its pixels have changed."""
+        if self._context is None:
+            raise RuntimeError("the renderer is closed")
+        self._gl.make_current()
+        mujoco.mjr_uploadTexture(self._model, self._context, texture)
+
+    def upload_heightfields(self) -> None:
+        """Takes the model's height fields over again: a task may draw a new ground for an episode."""
+        self._gl.make_current()
+        for number in range(self._model.nhfield):
+            mujoco.mjr_uploadHField(self._model, self._context, number)
 
     def finish(self) -> None:
         """Waits until everything is drawn (for measurements; `read` waits by itself)."""
@@ -154,7 +171,6 @@ def _make_render_context(model: mujoco.MjModel, size: int, quality: bool) -> muj
     return context
 
 
-@atexit.register
 def _close_all() -> None:
     # While the interpreter is going down it is too late: the OpenGL bindings are gone before the objects are.
     for renderer in list(_live):

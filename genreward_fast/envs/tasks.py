@@ -66,7 +66,8 @@ TASKS: tuple[str, ...] = tuple(_DESCRIPTIONS)
 PAPER_TASKS: tuple[str, ...] = ("pick-place", "pick-out-of-hole", "bin-picking", "disassemble", "shelf-place")
 """The Meta-World tasks of the GenReward paper (arXiv 2512.00961)."""
 
-_BY_LETTERS = {name.replace("-", ""): name for name in TASKS}
+LETTERS = {name.replace("-", ""): name for name in TASKS}
+"""A name's letters alone -> the canonical name."""
 
 
 def canonical(name: str) -> str:
@@ -76,15 +77,13 @@ def canonical(name: str) -> str:
         UserError: no task is called that; the message names the closest ones.
     """
     letters = re.sub(r"[^a-z0-9]", "", name.lower())
-    match = _BY_LETTERS.get(letters.removesuffix("v3"))
+    match = LETTERS.get(letters.removesuffix("v3"))
     if match is not None:
         return match
-    if letters[-2:] in ("v1", "v2") and letters[:-2] in _BY_LETTERS:
-        raise UserError(f"task {name!r}: only version 3 of Meta-World is supported; use {_BY_LETTERS[letters[:-2]]!r}")
-    close = difflib.get_close_matches(letters.removesuffix("v3"), _BY_LETTERS, n=3, cutoff=0.5)
-    hint = (
-        "the closest are " + ", ".join(_BY_LETTERS[c] for c in close) if close else "choose one of " + ", ".join(TASKS)
-    )
+    if letters[-2:] in ("v1", "v2") and letters[:-2] in LETTERS:
+        raise UserError(f"task {name!r}: only version 3 of Meta-World is supported; use {LETTERS[letters[:-2]]!r}")
+    close = difflib.get_close_matches(letters.removesuffix("v3"), LETTERS, n=3, cutoff=0.5)
+    hint = "the closest are " + ", ".join(LETTERS[c] for c in close) if close else "choose one of " + ", ".join(TASKS)
     raise UserError(f"task {name!r}: Meta-World has no such task; {hint}")
 
 

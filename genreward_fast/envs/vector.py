@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.seeds import Split, episode_seed
+from genreward_fast.envs.suites import AnyEnvConfig
 from genreward_fast.envs.worker import COMMAND, RESET, STEP, Setup, frame_arrays, frame_bytes
 from genreward_fast.envs.worker_process import WorkerDied, WorkerError, WorkerProcess
 from genreward_fast.errors import UserError
@@ -38,14 +38,14 @@ class VectorEnv:
     pixels of an earlier row: `sizes_at(row[e])` says which of them are new. They stay readable after `close`.
 
     Args:
-        config: the environments', all alike. A dataclass whose fields are JSON values.
+        config: the environments', all alike. A dataclass whose fields are JSON values, and with `action_size`, A.
         num_envs: N.
         seed: of all episodes, together with the split, the environment and the episode's number.
         split: "train" or "eval"; their episodes never share a seed.
         sizes: sides in pixels of all the frames that may ever be asked for.
         sizes_at: position in the episode -> the sizes to render there; called in this process.
-        factory: "module:function" that makes an environment (`worker.WorkerEnv`) from the fields of `config`.
-        action_size: A.
+        factory: "module:function" that makes an environment (`worker.WorkerEnv`) from the fields of `config`; None for
+            `config.factory`, which is given `config.for_split(split)`.
         timeout: seconds after which a worker that does not answer counts as hung. Starting one takes a second or two.
         pin_memory: page-lock the frames, so that copies to a CUDA device can overlap with other work.
 
@@ -56,15 +56,14 @@ class VectorEnv:
 
     def __init__(
         self,
-        config: EnvConfig | Any,
+        config: AnyEnvConfig | Any,
         num_envs: int,
         *,
         seed: int,
         split: Split,
         sizes: Sequence[int],
         sizes_at: Callable[[int], tuple[int, ...]],
-        factory: str = "genreward_fast.envs.metaworld_env:make",
-        action_size: int = 4,
+        factory: str | None = None,
         timeout: float = 120.0,
         pin_memory: bool = False,
     ) -> None:
@@ -77,9 +76,11 @@ class VectorEnv:
         if not all(0 < size <= 4096 for size in self.sizes) or len(self.sizes) > 32:
             raise UserError(f"frame sizes {self.sizes}: at most 32 of them, each from 1 to 4096 pixels")
         episode_seed(seed, split, 0, 0)  # refuses a wrong split before anything is started
-        self.num_envs, self.action_size = num_envs, action_size
+        self.num_envs, self.action_size = num_envs, config.action_size
         self.restarts = 0
         self._seed, self._split, self._sizes_at, self._timeout = seed, split, sizes_at, timeout
+        if factory is None:
+            factory, config = config.factory, config.for_split(split)
         self._setups = [Setup(factory, asdict(config), self.sizes, num_envs, e) for e in range(num_envs)]
         self._memory_fd = _anonymous_memory(frame_bytes(self.sizes, num_envs))
         self._memory = mmap.mmap(self._memory_fd, frame_bytes(self.sizes, num_envs))

@@ -57,14 +57,16 @@ def draw_curves(folder: Path, path: Path, title: str) -> None:
         axes[1].plot(
             *last_of_each(steps, smooth(successes)), color=BLUE, linewidth=1.4, label="training, mean of the last 20"
         )
-    if len(eval_steps):
-        rate, low, high = (series(f"eval/{name}")[1] for name in ("success", "success_low", "success_high"))
+    rate_steps, rate = series("eval/success")
+    if len(rate_steps):
+        low, high = (series(f"eval/{name}")[1] for name in ("success_low", "success_high"))
         spread = np.stack([np.maximum(rate - low, 0), np.maximum(high - rate, 0)])
         axes[1].errorbar(
-            eval_steps, rate, spread, fmt="o-", color=ORANGE, capsize=3, markersize=4, label="evaluation, 95% interval"
+            rate_steps, rate, spread, fmt="o-", color=ORANGE, capsize=3, markersize=4, label="evaluation, 95% interval"
         )
     axes[1].set_ylim(-0.03, 1.03)
-    style(axes[1], "success rate")
+    undefined = len(eval_steps) > len(rate_steps)
+    style(axes[1], "success rate", empty="not defined for this task" if undefined else "none yet")
 
     names = sorted({name for record in records for name in record if name.startswith("reward/")})
     for name, color in zip([n for n in names if n.endswith("_raw")], (GREEN, PURPLE, RED, ORANGE)):
@@ -110,5 +112,5 @@ def smooth(values: np.ndarray, window: int = 20) -> np.ndarray:
 
 def last_of_each(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One point a step, the last: episodes of parallel environments end together."""
-    keep = np.append(steps[1:] != steps[:-1], True)
+    keep = np.append(steps[1:] != steps[:-1], True)[: len(steps)]
     return steps[keep], values[keep]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from genreward_fast.agent.agent import Agent
 from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.agent.sampling import RandomSampler
-from genreward_fast.envs.env_config import EnvConfig
+from genreward_fast.envs.suites import AnyEnvConfig
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.goals.video_io import write_video
 from genreward_fast.training.device import one_thread
@@ -30,30 +30,38 @@ class Evaluation:
     Attributes:
         episodes: how many.
         return_mean, return_std: of the environment's dense return (standard deviation over episodes).
-        success: fraction of episodes with a success at any step.
-        success_low, success_high: 95% Wilson interval of it.
+        success: fraction of episodes with a success at any step; None where the task does not define success.
+        success_low, success_high: 95% Wilson interval of it, or None.
         length_mean: environment steps in an episode.
-        returns, successes: one entry an episode.
+        returns, successes: one entry an episode; `successes` is empty where success is not defined.
     """
 
     episodes: int
     return_mean: float
     return_std: float
-    success: float
-    success_low: float
-    success_high: float
+    success: float | None
+    success_low: float | None
+    success_high: float | None
     length_mean: float
     returns: list[float]
     successes: list[bool]
 
     def scalars(self) -> dict[str, float]:
-        """The single numbers, for logs."""
-        return {name: float(value) for name, value in asdict(self).items() if not isinstance(value, list)}
+        """The single numbers that there are, for logs."""
+        return {name: float(value) for name, value in asdict(self).items() if isinstance(value, int | float)}
+
+
+def success_text(scalars: Mapping[str, float]) -> str:
+    """The success rate in `Evaluation.scalars`, as it is printed."""
+    if "success" not in scalars:
+        return "not defined for this task: its return is what counts"
+    low, high = scalars["success_low"], scalars["success_high"]
+    return f"{scalars['success']:.0%} (95% interval {low:.0%} to {high:.0%})"
 
 
 def evaluate(
     agent: Agent,
-    config: EnvConfig,
+    config: AnyEnvConfig,
     *,
     episodes: int,
     envs: int,
@@ -106,13 +114,13 @@ def evaluate(
         write_video(video, torch.stack(recorded), VIDEO_FPS)
     rows = [row for done, wanted in zip(finished, quota) for row in done[:wanted]]
     totals = [row[0] for row in rows]
-    successes = [row[1] for row in rows]
-    low, high = wilson_interval(sum(successes), len(rows))
+    successes = [row[1] for row in rows] if config.has_success else []
+    low, high = wilson_interval(sum(successes), len(rows)) if successes else (None, None)
     return Evaluation(
         episodes=len(rows),
         return_mean=float(np.mean(totals)),
         return_std=float(np.std(totals)),
-        success=float(np.mean(successes)),
+        success=float(np.mean(successes)) if successes else None,
         success_low=low,
         success_high=high,
         length_mean=float(np.mean([row[2] for row in rows])) * config.action_repeat,

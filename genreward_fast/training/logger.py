@@ -81,7 +81,7 @@ class Progress:
         if now - then > 20:  # the rate is that of the last 20 to 40 seconds
             self._recent = (now, done)
         rate = (done - before) / max(now - then, 1e-9)
-        left = duration((self.total - done) / rate) if rate > 0 else "?"
+        left = duration(max(self.total - done, 0) / rate) if rate > 0 else "?"
         line = f"step {done}/{self.total} ({100 * done / self.total:.0f}%)  {rate:.1f} steps/s  {left} left  {text}"
         if self._terminal:
             self._stream.write("\r" + line.ljust(self._width))

@@ -10,7 +10,6 @@ import torch
 
 from genreward_fast.agent.agent import Agent, Carry
 from genreward_fast.agent.config import IMAGE_SIZE
-from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.errors import UserError
 from genreward_fast.training.checkpoint import load_checkpoint
 from genreward_fast.training.device import resolve_device
@@ -29,7 +28,7 @@ def load_agent(run: str | Path, device: str = "auto") -> tuple[RunConfig, Agent]
     config = RunConfig.load(folder.config)
     target = resolve_device(device)
     state = load_checkpoint(folder.path)
-    agent = Agent(config.agent, action_size=ACTION_SIZE, device=target, seed=config.train.seed)
+    agent = Agent(config.agent, action_size=config.env.action_size, device=target, seed=config.train.seed)
     agent.load_state_dict(state["agent"])
     return config, agent
 

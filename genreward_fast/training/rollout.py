@@ -52,12 +52,14 @@ class Rollout:
         *,
         env_reward: str,
         action_repeat: int,
+        has_success: bool,
         release_delay: int,
         seed: int,
         overlap: bool = False,
     ):
         self.envs, self.agent, self.reward, self.replay = envs, agent, reward, replay
         self.env_reward, self.action_repeat = env_reward, action_repeat
+        self.has_success = has_success
         self.env_steps = 0
         self.episode_count = 0
         self.discarded_episodes = 0
@@ -224,7 +226,9 @@ class Rollout:
         self._returns = np.where(first, 0.0, self._returns + step.reward.numpy())
         self._successes = np.where(first, False, self._successes | step.success.numpy())
         self._lengths = np.where(first, 0, self._lengths + self.action_repeat)
-        self.meters.add({"env/dense_reward": step.reward.mean(), "env/success": step.success.float().mean()})
+        self.meters.add({"env/dense_reward": step.reward.mean()})
+        if self.has_success:
+            self.meters.add({"env/success": step.success.float().mean()})
         ended = [
             (float(self._returns[env]), bool(self._successes[env]), int(self._lengths[env]))
             for env in np.flatnonzero(step.is_last.numpy())

@@ -11,7 +11,9 @@ import cattrs
 
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.encoders.presets import EncoderConfig
+from genreward_fast.envs.control_config import ControlConfig
 from genreward_fast.envs.env_config import EnvConfig
+from genreward_fast.envs.suites import AnyEnvConfig
 from genreward_fast.errors import UserError
 from genreward_fast.files import read_json, write_json
 from genreward_fast.rewards.config import RewardConfig
@@ -87,7 +89,7 @@ class RunConfig:
     """A run, resolved: preset and flags are already merged. Saved as `config.json`."""
 
     preset: str
-    env: EnvConfig
+    env: AnyEnvConfig
     agent: AgentConfig
     reward: RewardConfig
     encoders: EncoderConfig
@@ -113,6 +115,11 @@ class RunConfig:
         if self.encoders.vae_float8 and self.train.engine != "torch":
             raise UserError(
                 f"--vae-float8 together with --engine {self.train.engine}: engines have none; leave one out"
+            )
+        if self.train.env_reward == "sparse" and not self.env.has_success:
+            raise UserError(
+                f"--env-reward sparse: {self.env.task} is a task of dm_control, where success is not defined; use "
+                "dense or none"
             )
         if self.reward.name == "none" and self.train.env_reward == "none":
             raise UserError("--reward none together with --env-reward none leaves nothing to learn from; change one")
@@ -142,6 +149,13 @@ def structure(value: Any, kind: type, name: str) -> Any:
         UserError: names the file and the first field that does not fit.
     """
     converter = cattrs.Converter(forbid_extra_keys=True)
+
+    def environment(env: Any, _: Any) -> AnyEnvConfig:
+        if isinstance(env, dict) and "distraction" in env:
+            return converter.structure(env, ControlConfig)
+        return converter.structure(env, EnvConfig)
+
+    converter.register_structure_hook(AnyEnvConfig, environment)
     try:
         return converter.structure(value, kind)
     except cattrs.BaseValidationError as error:

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from genreward_fast.agent.memory import check_memory
 from genreward_fast.encoders.engine_choice import check_engine
 from genreward_fast.encoders.presets import Encoders
-from genreward_fast.envs.env_config import ACTION_SIZE
+from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.errors import UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
 from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.device import describe_device, resolve_device
-from genreward_fast.training.evaluation import Evaluation, evaluate
+from genreward_fast.training.evaluation import Evaluation, evaluate, success_text
 from genreward_fast.training.policy import load_agent
 from genreward_fast.training.run_folder import RunFolder
 from genreward_fast.training.settings import RunConfig, check_seed
@@ -52,13 +52,13 @@ def start_run(
         raise UserError("--goal together with --resume: a run keeps the goal it was started with; leave it out")
     folder.require_run() if resume else folder.require_free()
     device = resolve_device(config.train.device)
-    check_memory(config.agent, ACTION_SIZE, device)
+    check_memory(config.agent, config.env.action_size, device)
     encoders = Encoders(config.clip_encoders, device, config.train.engine, say)
     the_goal = None
     if config.reward.name != "none":
         source = folder.goal if resume else goal
         the_goal = Goal.load(source) if source else default_goal(config, encoders)
-    reward = make_reward(config.reward, the_goal, encoders, ACTION_SIZE, device, config.train.seed)
+    reward = make_reward(config.reward, the_goal, encoders, config.env.action_size, device, config.train.seed)
     notes = [encoders.note] if encoders.note and the_goal is not None else []
     notes += encoders.engine_notes()
 
@@ -81,7 +81,7 @@ def start_run(
             if resume:
                 config.save(folder.config)
             doing = f"resuming at step {trainer.rollout.env_steps}:" if resume else "training"
-            say(f"{doing} {config.env.task} on {describe_device(device)}, in {out}")
+            say(f"{doing} {config.env.description} on {describe_device(device)}, in {out}")
             for note in notes:
                 say(f"note: {note}")
             if reward.learn_steps >= config.train.steps:
@@ -90,7 +90,12 @@ def start_run(
 
 
 def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
-    """What a run gets that was given no goal: the task's scripted expert, as seen by the agent's camera."""
+    """What a run gets that was given no goal: the task's scripted expert, as seen by the agent's camera.
+
+    Raises:
+        UserError: the task has no scripted expert.
+    """
+    _require_expert(config, "--goal DIR, a goal made from a video")
     say(f"no --goal: making one from the scripted expert of {config.env.task}")
     return goal_from_expert(
         config.env.task,
@@ -100,6 +105,14 @@ def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
         rendering=config.env.rendering,
         select=frame_choice("auto", encoders),
     )
+
+
+def _require_expert(config: RunConfig, instead: str) -> None:
+    if not isinstance(config.env, EnvConfig):
+        raise UserError(
+            f"{config.env.task}: a task of dm_control, which has no scripted expert to show a goal; pass {instead} "
+            "(see docs/distracting_control.md), or train with --reward none"
+        )
 
 
 def evaluate_run(run: Path, episodes: int, envs: int | None, seed: int | None, device: str) -> EvaluatedRun:
@@ -143,7 +156,7 @@ class EvaluatedRun(NamedTuple):
             f"task      {self.task}",
             f"episodes  {result.episodes}",
             f"return    {result.return_mean:.1f} ± {result.return_std:.1f}",
-            f"success   {result.success:.0%} (95% interval {result.success_low:.0%} to {result.success_high:.0%})",
+            f"success   {success_text(result.scalars())}",
             f"video     {self.video}",
             *(f"note      {note}" for note in self.notes),
         ]
@@ -173,6 +186,8 @@ def make_goal(
         raise UserError("give either --task (a scripted expert shows the goal) or --video FILE together with --text")
     if video is not None and not text:
         raise UserError(f"--video {video}: needs --text, the task in words, to choose the goal frame")
+    if task is not None:
+        _require_expert(config, "--video FILE together with --text")
     check_seed(seed)
     encoders = Encoders(config.encoders, resolve_device(config.train.device))
     select = frame_choice(frame, encoders)

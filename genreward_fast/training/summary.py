@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from genreward_fast.files import write_json
-from genreward_fast.training.evaluation import Evaluation
+from genreward_fast.training.evaluation import Evaluation, success_text
 from genreward_fast.training.logger import duration, read_metrics
 
 
@@ -83,7 +83,7 @@ class Summary:
             ("wall time", f"{duration(self.seconds)} on {self.device}"),
             ("speed", f"{self.steps_per_second:.1f} steps/s"),
             ("episode return", f"{e['return_mean']:.1f} ± {e['return_std']:.1f} over {e['episodes']:.0f} episodes"),
-            ("success rate", f"{e['success']:.0%} (95% interval {e['success_low']:.0%} to {e['success_high']:.0%})"),
+            ("success rate", success_text(e)),
         ]
         rows += [(f"mean reward: {name}", f"{value:+.4f}") for name, value in sorted(self.rewards.items())]
         rows += [("note", note) for note in self.notes]

@@ -14,7 +14,6 @@ import torch
 from genreward_fast.agent.agent import Agent
 from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.agent.memory import required_bytes
-from genreward_fast.envs.env_config import ACTION_SIZE
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.errors import Interrupted, TrainingDiverged
 from genreward_fast.rewards.base import RewardModel
@@ -79,19 +78,19 @@ class Trainer:
         train, seed = config.train, config.train.seed
         state = load_checkpoint(folder) if resume else None
 
-        self.agent = Agent(config.agent, action_size=ACTION_SIZE, device=self.device, seed=seed)
+        self.agent = Agent(config.agent, action_size=config.env.action_size, device=self.device, seed=seed)
         self.replay = Replay(
             num_envs=train.envs,
             capacity=train.replay_capacity,
             sequence_length=config.agent.batch_length,
-            action_size=ACTION_SIZE,
+            action_size=config.env.action_size,
             feature_dim=self.reward.frames.feature_dim,
             deter_size=config.agent.sizes.deter,
             stoch_size=config.agent.sizes.stoch,
             withheld=self._withheld(),
             device=self.device,
             seed=seed,
-            reserve=required_bytes(config.agent, ACTION_SIZE),
+            reserve=required_bytes(config.agent, config.env.action_size),
         )
         frames, rows = self.reward.frames, config.env.steps
         sizes = tuple(sorted({IMAGE_SIZE, frames.feature_size, frames.clip_size} - {0}))
@@ -118,6 +117,7 @@ class Trainer:
                 self.replay,
                 env_reward=train.env_reward,
                 action_repeat=config.env.action_repeat,
+                has_success=config.env.has_success,
                 release_delay=train.release_delay if frames.window else 0,
                 seed=seed,
                 overlap=train.overlap,
@@ -207,10 +207,9 @@ class Trainer:
             self._read_meters()
             raise self._diverged(str(error)) from None
         for total, success, length in ended:
-            self.logger.write(
-                self.rollout.env_steps,
-                {"episode/return": total, "episode/success": float(success), "episode/length": float(length)},
-            )
+            values = {"episode/return": total, "episode/length": float(length)}
+            values |= {"episode/success": float(success)} if self.config.env.has_success else {}
+            self.logger.write(self.rollout.env_steps, values)
         if not prefilling and self.replay.can_sample():
             rows = self.config.agent.batch_size * self.config.agent.batch_length
             self.counters.owed += (self.rollout.env_steps - before) * train.train_ratio / rows
@@ -258,10 +257,10 @@ class Trainer:
         if not episodes:
             return f"{self.counters.updates} updates"
         recent = list(episodes)[-20:]
-        return (
-            f"{self.counters.updates} updates  return {sum(e[0] for e in recent) / len(recent):.1f}  "
-            f"success {sum(e[1] for e in recent) / len(recent):.0%}"
-        )
+        status = f"{self.counters.updates} updates  return {sum(e[0] for e in recent) / len(recent):.1f}"
+        if self.config.env.has_success:
+            status += f"  success {sum(e[1] for e in recent) / len(recent):.0%}"
+        return status
 
     def seconds(self) -> float:
         """Wall time of training, evaluations included, over all the processes that the run has had."""
@@ -287,7 +286,7 @@ class Trainer:
 
     def _title(self) -> str:
         config = self.config
-        words = [config.env.task, f"preset {config.preset}", f"reward {config.reward.name}"]
+        words = [config.env.description, f"preset {config.preset}", f"reward {config.reward.name}"]
         words += [f"env reward {config.train.env_reward}", f"seed {config.train.seed}", *self.notes]
         return "  ·  ".join(words)
 

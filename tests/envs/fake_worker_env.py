@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from genreward_fast.errors import UserError
 
 @dataclass(frozen=True)
 class FakeConfig:
+    action_size: ClassVar[int] = 4
+
     length: int = 4
     fail: str = ""  # "", "user", "exception", "exit", "exit-at-reset", "slow"
     fail_at: int = 0

@@ -26,7 +26,7 @@ def few_repetitions(monkeypatch):
 def make_run(tmp_path):
     """A run folder as training leaves it: {step: success} of its evaluations, with 100 times that as return."""
 
-    def make(name, evaluations, *, finished=True, notes=(), last=None, **flags):
+    def make(name, evaluations, *, finished=True, notes=(), last=None, success_defined=True, **flags):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         resolve("tiny", Overrides(**flags)).save(folder / "config.json")
@@ -36,6 +36,8 @@ def make_run(tmp_path):
             records.append({"step": step, "reward/video": 0.1, "env/dense_reward": 0.5, "time/seconds": step / 20})
         for step, success in evaluations.items():
             records.append({"step": step, "eval/success": success, "eval/return_mean": 100 * success})
+        if not success_defined:
+            records = [{k: v for k, v in record.items() if "success" not in k} for record in records]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         if finished:
             (folder / "summary.json").write_text(json.dumps({"seconds": 200.0, "device": "a GPU"}))
@@ -125,6 +127,29 @@ def test_runs_of_different_length_are_compared_where_all_have_been(make_run, tmp
     assert any("not evaluated yet (step 500 of 6000)" in note and "new" in note for note in report.notes)
     states = {row["run"].rpartition("/")[2]: row["state"] for row in read_csv(tmp_path / "out" / "runs.csv")}
     assert states == {"short": "finished", "long": "finished", "new": "at 8%"}
+
+
+def test_where_success_is_not_defined_returns_are_compared(make_run, tmp_path, capsys):
+    options = {"success_defined": False, "task": "walker-walk"}
+    for seed, score in enumerate((2.0, 4.0)):
+        make_run(f"ours-{seed}", {1000: score}, seed=seed, **options)
+        make_run(f"dense-{seed}", {1000: score / 4}, seed=seed, reward="none", **options)
+    # Its action repeat is another one, which does not make it another method.
+    make_run("other-task", {1000: 3.0}, success_defined=False, task="cartpole-swingup", reward="none")
+    report = build_report([tmp_path / "runs"], tmp_path / "out")
+    assert [(cell.task, cell.method, cell.success, cell.returns.value) for cell in report.cells] == [
+        ("cartpole-swingup", "dense", None, pytest.approx(300)),
+        ("walker-walk", "dense", None, pytest.approx(75)),
+        ("walker-walk", "dense + genreward", None, pytest.approx(300)),
+    ]
+    assert "–" in report.lines()[1]
+    assert not (tmp_path / "out" / "overall.png").exists()
+    rows = read_csv(tmp_path / "out" / "results.csv")
+    assert {(row["success"], row["success_low"]) for row in rows} == {("", "")}
+    assert [row["seeds"] for row in rows] == ["1", "2", "2"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('class="best"') == 1
+    assert "return 300.0" in page.split('class="best"')[1].split("</td>")[0]
 
 
 def test_one_run_that_is_still_being_written(make_run, tmp_path):

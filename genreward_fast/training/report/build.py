@@ -48,7 +48,7 @@ class Report:
         rows = [("task", "method", "success", "return", "at step", "seeds")]
         for cell in self.cells:
             success, returns = (with_interval(e, text) for e, text in ((cell.success, percent), (cell.returns, plain)))
-            rows.append((cell.task, cell.method, success, returns, str(cell.step), str(cell.success.seeds)))
+            rows.append((cell.task, cell.method, success, returns, str(cell.step), str(cell.returns.seeds)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         table = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths)).rstrip() for row in rows]
         return [*table, *(f"note: {note}" for note in self.notes)]

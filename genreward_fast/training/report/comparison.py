@@ -37,7 +37,7 @@ class TaskComparison:
 
 @dataclass(frozen=True)
 class OverallComparison:
-    """Over the tasks that every method has, with as many seeds as each has on all of them.
+    """Over the tasks that define success and that every method has, with as many seeds as each has on all of them.
 
     Attributes:
         tasks: their names.
@@ -62,7 +62,7 @@ def compare_on(task: str, methods: Mapping[str, Sequence[Run]]) -> TaskCompariso
     every = [run for group in groups.values() for run in group]
     if not every:
         return TaskComparison(task, None, {}, [], {}, [])
-    ends = {run.folder.path: int(run.series("eval/success")[0][-1]) for run in every}
+    ends = {run.folder.path: int(run.series("eval/return_mean")[0][-1]) for run in every}
     step = min(ends.values())
     curves = {}
     for metric in EPISODE:
@@ -79,9 +79,13 @@ def compare_on(task: str, methods: Mapping[str, Sequence[Run]]) -> TaskCompariso
 
 
 def compare_overall(comparisons: Sequence[TaskComparison]) -> OverallComparison | None:
-    """None unless two methods share a task."""
+    """None unless two methods share a task that defines success."""
     methods = list(dict.fromkeys(name for comparison in comparisons for name in comparison.groups))
-    shared = [comparison for comparison in comparisons if len(comparison.groups) == len(methods)]
+    shared = [
+        comparison
+        for comparison in comparisons
+        if len(comparison.groups) == len(methods) and all(cell.success is not None for cell in comparison.cells)
+    ]
     if len(methods) < 2 or not shared:
         return None
     matrices = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from genreward_fast.envs.control_tasks import usual_action_repeat
 from genreward_fast.errors import UserError
 from genreward_fast.training.report.runs import Run
 
@@ -55,6 +56,8 @@ def key_of(run: Run) -> Key:
         unused += VIDEO_ONLY
     if not run.settings.get("reward.use_fb", True):
         unused += [*FB_ONLY, "reward.fb_steps"]
+    if "env.distraction" in run.settings and run.settings["env.action_repeat"] == usual_action_repeat(run.task):
+        unused.append("env.action_repeat")  # each of dm_control's tasks has its own
     kept = {
         name: repr(value) if isinstance(value, list) else value
         for name, value in run.settings.items()

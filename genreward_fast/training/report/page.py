@@ -43,12 +43,14 @@ _TEMPLATE = """<!doctype html>
 
 <h2>Success and return</h2>
 <p>Mean over seeds of each run's last evaluation up to the step named; below it the 95% bootstrap interval over seeds.
-The best success of a task stands out, which does not mean that the difference is certain.</p>
+The best success of a task (return, where success is not defined) stands out, which does not mean that the difference is
+certain.</p>
 <div class="scroll"><table id="results">
 <tr><th></th>{% for task, step in compared.items() %}<th>{{ task }}<small>step {{ step }}</small></th>{% endfor %}</tr>
 {% for row in results %}<tr><td>{{ row.method }}</td>
-{% for cell in row.cells %}<td{% if cell and cell.best %} class="best"{% endif %}>{% if cell %}{{ cell.success }}
-<small>{{ cell.success_interval }}</small><small>return {{ cell.returns }} {{ cell.returns_interval }}</small>
+{% for cell in row.cells %}<td{% if cell and cell.best %} class="best"{% endif %}>{% if cell %}{% if cell.success %}
+{{ cell.success }}<small>{{ cell.success_interval }}</small>{% endif %}
+<small>return {{ cell.returns }} {{ cell.returns_interval }}</small>
 {% else %}–{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 {% if overall %}<p>{{ overall_text }}</p>

@@ -51,7 +51,7 @@ class Run:
 
     @property
     def is_evaluated(self) -> bool:
-        return any("eval/success" in record for record in self.records)
+        return any("eval/return_mean" in record for record in self.records)
 
     @property
     def notes(self) -> list[str]:

@@ -29,12 +29,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on a task. `step`: of the evaluations that the figures are from, at the latest."""
+    """A method on a task.
+
+    Attributes:
+        step: of the evaluations that the figures are from, at the latest.
+        success: None where the task does not define it.
+    """
 
     task: str
     method: str
     step: int
-    success: Estimate
+    success: Estimate | None
     returns: Estimate
 
 
@@ -59,8 +64,9 @@ def cell(task: str, method: str, runs: list[Run], step: int) -> Cell:
     figures = {
         name: mean_estimate(np.array([value_at(run, f"eval/{name}", step) for run in runs]))
         for name in ("success", "return_mean")
+        if all(run.last(f"eval/{name}") is not None for run in runs)
     }
-    return Cell(task, method, step, figures["success"], figures["return_mean"])
+    return Cell(task, method, step, figures.get("success"), figures["return_mean"])
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:

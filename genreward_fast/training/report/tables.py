@@ -19,7 +19,7 @@ def page_table(cells: list[Cell], methods: list[str]) -> list[dict[str, Any]]:
     """A row a method that has been evaluated, with a cell a task; a method without runs on a task has None there."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     by_place = {(cell.task, cell.method): cell for cell in cells}
-    best = {task: max(cell.success.value for cell in cells if cell.task == task) for task in tasks}
+    best = {task: max(_score(cell) for cell in cells if cell.task == task) for task in tasks}
     rivals = {task: sum(cell.task == task for cell in cells) > 1 for task in tasks}
 
     def shown(cell: Cell | None) -> dict[str, Any] | None:
@@ -27,11 +27,11 @@ def page_table(cells: list[Cell], methods: list[str]) -> list[dict[str, Any]]:
             None
             if cell is None
             else {
-                "success": percent(cell.success.value),
+                "success": percent(cell.success.value) if cell.success else None,
                 "success_interval": _interval(cell.success, percent) or "one seed",
                 "returns": plain(cell.returns.value),
                 "returns_interval": _interval(cell.returns, plain),
-                "best": rivals[cell.task] and cell.success.value == best[cell.task],
+                "best": rivals[cell.task] and _score(cell) == best[cell.task],
             }
         )
 
@@ -63,8 +63,10 @@ def result_rows(cells: list[Cell]) -> list[Sequence[Any]]:
     figures = [f"{name}{suffix}" for name in ("success", "return") for suffix in ("", "_low", "_high")]
     rows: list[Sequence[Any]] = [["task", "method", "step", "seeds", *figures]]
     for cell in cells:
-        values = [value for e in (cell.success, cell.returns) for value in (e.value, e.low, e.high)]
-        rows.append([cell.task, cell.method, cell.step, cell.success.seeds, *values])
+        values: list[float | None] = []
+        for estimate in (cell.success, cell.returns):
+            values += [estimate.value, estimate.low, estimate.high] if estimate else [None] * 3
+        rows.append([cell.task, cell.method, cell.step, cell.returns.seeds, *values])
     return rows
 
 
@@ -92,11 +94,19 @@ def plain(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _interval(estimate: Estimate, text: Callable[[float], str]) -> str:
-    if estimate.low is None or estimate.high is None:
+def _score(cell: Cell) -> float:
+    """What methods are ranked by on a task: success, or return where success is not defined."""
+    return (cell.success or cell.returns).value
+
+
+def _interval(estimate: Estimate | None, text: Callable[[float], str]) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     return f"[{text(estimate.low)}, {text(estimate.high)}]"
 
 
-def with_interval(estimate: Estimate, text: Callable[[float], str]) -> str:
+def with_interval(estimate: Estimate | None, text: Callable[[float], str]) -> str:
+    """The figure as it is printed; "–" where there is none."""
+    if estimate is None:
+        return "–"
     return f"{text(estimate.value)} {_interval(estimate, text)}".rstrip()
