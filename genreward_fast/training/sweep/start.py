@@ -1,0 +1,187 @@
+"""What `genreward sweep` does, from its parsed options on."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genreward_fast.errors import Interrupted, UserError
+from genreward_fast.training.checkpoint import RunLock
+from genreward_fast.training.settings import RunConfig
+from genreward_fast.training.sweep.cluster import Cluster, Resources, require_ray
+from genreward_fast.training.sweep.folder import SweepFolder
+from genreward_fast.training.sweep.grid import Grid, Trial, trials_of
+from genreward_fast.training.sweep.schedule import Schedule
+from genreward_fast.training.sweep.state import Record, SweepState
+from genreward_fast.training.sweep.table import Display, Row
+from genreward_fast.training.sweep.trial import TRAIN, Job
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where trials run, and how many at once.
+
+    Attributes:
+        ray: address of a running Ray cluster; None: this machine.
+        gpus: of this machine that the sweep may use; None: all.
+        gpus_per_trial: GPUs or a fraction of one; None: one where there are any, unless the runs are for a CPU.
+        cpus_per_trial: cores; None: one beside a GPU, two without, of a machine that has them.
+    """
+
+    ray: str | None = None
+    gpus: int | None = None
+    gpus_per_trial: float | None = None
+    cpus_per_trial: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ray is not None and self.gpus is not None:
+            raise UserError("--gpus together with --ray: a cluster says itself what it has; leave one out")
+        if self.gpus is not None and self.gpus < 0:
+            raise UserError(f"--gpus {self.gpus}: must not be negative")
+        gpus, cpus = self.gpus_per_trial, self.cpus_per_trial
+        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and math.isfinite(gpus) and gpus == int(gpus))):
+            raise UserError(f"--gpus-per-trial {gpus}: must be a fraction of one GPU, or a whole number")
+        if cpus is not None and not (0 < cpus < 1 or (cpus >= 1 and math.isfinite(cpus) and cpus == int(cpus))):
+            raise UserError(f"--cpus-per-trial {cpus}: must be a fraction of one core, or a whole number")
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended."""
+
+    folder: SweepFolder
+    rows: list[Row]
+    records: dict[str, Record]
+
+    @property
+    def failed(self) -> list[str]:
+        return [name for name, record in self.records.items() if record.state == "failed"]
+
+    def lines(self) -> list[str]:
+        """What is printed at the end."""
+        finished = sum(record.state == "finished" for record in self.records.values())
+        lines = [f"{finished} of {len(self.records)} trials are finished, in {self.folder.path / 'runs'}"]
+        for name in self.failed:
+            lines.append(f"failed: {name}: {self.records[name].reason} (see {self.folder.log(name)})")
+        if self.failed:
+            lines.append(f"try them again: genreward sweep --resume --out {self.folder.path}")
+        if finished:
+            lines.append(f"compare: genreward report {self.folder.path} --out {self.folder.path / 'report'}")
+        return lines
+
+
+def run_sweep(
+    given: dict[str, Any],
+    out: Path,
+    *,
+    settings: Callable[[Sequence[str]], RunConfig],
+    places: Places,
+    retries: int = 2,
+    resume: bool = False,
+    program: Sequence[str] = TRAIN,
+    patience: float = 5.0,
+    tick: float = 1.0,
+) -> SweepResult:
+    """Runs the trials of a grid, or with `resume` those of the sweep in `out` that are not finished.
+
+    Everything that can be wrong with the input is looked at before the first trial is started.
+
+    Args:
+        given: the parts of the grid that were named (`parse_grid`).
+        settings: what a command line of `genreward train` asks for; raises UserError if it is bad.
+        retries: how often a trial that failed is started again, from its checkpoint.
+        program: what is started for each trial.
+        patience, tick: of the `Schedule`.
+
+    Raises:
+        UserError: bad input, or with `resume` another grid than the sweep was started with.
+        Interrupted: a signal stopped the sweep, after the trials' checkpoints.
+    """
+    require_ray()
+    if retries < 0:
+        raise UserError(f"--retries {retries}: must not be negative")
+    folder = SweepFolder(out.absolute())
+    if resume:
+        grid = SweepState.load(folder).grid
+        grid.require_same(given)
+    else:
+        folder.require_free()
+        grid = Grid(**given)
+    trials = trials_of(grid, settings)
+
+    def job_of(trial: Trial) -> Job:
+        threads = max(1, int(resources.cpus))
+        return Job(trial.name, tuple(program), trial.arguments, folder.path, state.token, os.getcwd(),
+                   resources.gpus, threads)  # fmt: skip
+
+    with _cluster(places) as cluster:
+        resources = _resources(places, cluster, trials)
+        folder.create()
+        with RunLock(folder.path):
+            state = SweepState.load(folder) if resume else SweepState(grid, {trial.name: Record() for trial in trials})
+            _take_up(state, trials, folder)
+            state.save(folder)
+            try:
+                cluster.require_folder(folder.path, state.token, resources)
+            except UserError:
+                if not resume:
+                    folder.state.unlink()
+                raise
+            with Display() as display:
+                schedule = Schedule(trials, folder, state, cluster, resources, job_of=job_of, retries=retries,
+                                    display=display, patience=patience, tick=tick)  # fmt: skip
+                number = schedule.run()
+            result = SweepResult(folder, schedule.rows(), state.trials)
+    if number is not None:
+        finished = sum(record.state == "finished" for record in state.trials.values())
+        raise Interrupted(
+            number,
+            f"stopped with {finished} of {len(trials)} trials finished; "
+            f"continue with: genreward sweep --resume --out {out}",
+        )
+    return result
+
+
+def _take_up(state: SweepState, trials: Sequence[Trial], folder: SweepFolder) -> None:
+    """What a sweep that ended somehow left behind: runs that are finished stay so, all others wait for a place."""
+    if set(state.trials) != {trial.name for trial in trials}:
+        raise UserError(
+            f"{folder.state}: does not name the trials of its own grid; it is damaged, or of another version"
+        )
+    for name, record in state.trials.items():
+        record.state = "finished" if folder.run(name).summary.exists() else "waiting"
+
+
+def _cluster(places: Places) -> Cluster:
+    if places.ray is not None:
+        return Cluster(places.ray)
+    import torch
+
+    there = torch.cuda.device_count()
+    gpus = there if places.gpus is None else places.gpus
+    if gpus > there:
+        raise UserError(f"--gpus {gpus}: this machine has {there}")
+    return Cluster(cpus=len(os.sched_getaffinity(0)), gpus=gpus)
+
+
+def _resources(places: Places, cluster: Cluster, trials: Sequence[Trial]) -> Resources:
+    """What each trial gets. Raises UserError if no machine has that much."""
+    for_cpu = all(trial.config.train.device == "cpu" for trial in trials)
+    gpus = places.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if cluster.has_gpus() and not for_cpu else 0.0
+    cpus = places.cpus_per_trial
+    if cpus is None:
+        most = max((machine["Resources"].get("CPU", 0) for machine in cluster.machines()), default=0)
+        cpus = 1.0 if gpus or most < 2 else 2.0
+    if gpus == 0 and any(trial.config.train.device == "cuda" for trial in trials):
+        raise UserError("--device cuda: no trial would have a GPU; leave it out, or see --gpus and --gpus-per-trial")
+    resources = Resources(gpus, cpus)
+    if cluster.capacity(resources) == 0:
+        raise UserError(f"no machine has {gpus:g} GPUs and {cpus:g} CPU cores for a trial; ask for less with "
+                        "--gpus-per-trial and --cpus-per-trial")  # fmt: skip
+    return resources
