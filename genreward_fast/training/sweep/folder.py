@@ -44,9 +44,6 @@ class SweepFolder:
                 f"{self.path}: is not empty and holds no sweep (it has {foreign[0]}); name another folder with --out"
             )
 
-    def create(self) -> None:
-        """Makes the folder if it is not there. Raises UserError if it cannot be made."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be made ({error.strerror}); name another folder with --out") from None
+    def create(self) -> bool:
+        """Makes the folder if it is not there; whether it was made. Raises UserError if it cannot be made."""
+        return RunFolder(self.path).create()

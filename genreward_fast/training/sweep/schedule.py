@@ -21,7 +21,8 @@ _STOP_SECONDS = 300.0
 
 @dataclass
 class _Tracked:
-    """A trial while the sweep goes on. `failures`: of this sweep's process; `not_before`: of its next attempt."""
+    """A trial while the sweep goes on. `failures`: of this sweep's process; `not_before`: of its next attempt;
+    `resumes`: whether the attempt found a run to go on with."""
 
     trial: Trial
     record: Record
@@ -29,6 +30,7 @@ class _Tracked:
     failures: int = 0
     not_before: float = 0.0
     attempt: Attempt | None = None
+    resumes: bool = False
     last: Reading = field(default_factory=Reading)
 
 
@@ -118,6 +120,7 @@ class Schedule:
         due = [tracked for tracked in self._waiting() if time.monotonic() >= tracked.not_before]
         for tracked in due[: max(places, 0)]:
             tracked.attempt = self._cluster.start(self._job_of(tracked.trial), self._resources)
+            tracked.resumes = self._folder.run(tracked.trial.name).holds_a_run()
             tracked.progress.restart()
 
     def _collect(self) -> None:
@@ -131,7 +134,7 @@ class Schedule:
             if tracked.attempt is not None and tracked.attempt.started and tracked.record.state == "waiting":
                 tracked.record.attempts += 1
                 self._set(tracked, "running")
-                self._display.say(f"{tracked.trial.name}: {'resumed' if tracked.record.attempts > 1 else 'started'}")
+                self._display.say(f"{tracked.trial.name}: {'resumed' if tracked.resumes else 'started'}")
         for attempt, outcome in ended:
             self._end(running[attempt.job.name], outcome)
 

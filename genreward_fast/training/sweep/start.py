@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from genreward_fast.training.sweep.folder import SweepFolder
 from genreward_fast.training.sweep.grid import Grid, Trial, trials_of
 from genreward_fast.training.sweep.schedule import Schedule
 from genreward_fast.training.sweep.state import Record, SweepState
-from genreward_fast.training.sweep.table import Display, Row
+from genreward_fast.training.sweep.table import Display
 from genreward_fast.training.sweep.trial import TRAIN, Job
 
 
@@ -54,19 +55,19 @@ class SweepResult:
     """How a sweep ended."""
 
     folder: SweepFolder
-    rows: list[Row]
-    records: dict[str, Record]
+    state: SweepState
 
     @property
-    def failed(self) -> list[str]:
-        return [name for name, record in self.records.items() if record.state == "failed"]
+    def failed(self) -> dict[str, Record]:
+        """The trials that failed for good."""
+        return {name: record for name, record in self.state.trials.items() if record.state == "failed"}
 
     def lines(self) -> list[str]:
         """What is printed at the end."""
-        finished = sum(record.state == "finished" for record in self.records.values())
-        lines = [f"{finished} of {len(self.records)} trials are finished, in {self.folder.path / 'runs'}"]
-        for name in self.failed:
-            lines.append(f"failed: {name}: {self.records[name].reason} (see {self.folder.log(name)})")
+        finished = self.state.count("finished")
+        lines = [f"{finished} of {len(self.state.trials)} trials are finished, in {self.folder.path / 'runs'}"]
+        for name, record in self.failed.items():
+            lines.append(f"failed: {name}: {record.reason} (see {self.folder.log(name)})")
         if self.failed:
             lines.append(f"try them again: genreward sweep --resume --out {self.folder.path}")
         if finished:
@@ -113,37 +114,61 @@ def run_sweep(
         grid = Grid(**given)
     trials = trials_of(grid, settings)
 
-    def job_of(trial: Trial) -> Job:
-        threads = max(1, int(resources.cpus))
-        return Job(trial.name, tuple(program), trial.arguments, folder.path, state.token, os.getcwd(),
-                   resources.gpus, threads)  # fmt: skip
-
-    with _cluster(places) as cluster:
-        resources = _resources(places, cluster, trials)
-        folder.create()
-        with RunLock(folder.path):
-            state = SweepState.load(folder) if resume else SweepState(grid, {trial.name: Record() for trial in trials})
-            _take_up(state, trials, folder)
-            state.save(folder)
+    created = folder.create()
+    with RunLock(folder.path):
+        state = SweepState.load(folder) if resume else SweepState(grid, {trial.name: Record() for trial in trials})
+        _take_up(state, trials, folder)
+        state.save(folder)
+        number = None
+        if state.count("waiting"):
             try:
-                cluster.require_folder(folder.path, state.token, resources)
-            except UserError:
+                number = _run_trials(trials, folder, state, places, retries, tuple(program), patience, tick)
+            except UserError:  # before the first trial
                 if not resume:
-                    folder.state.unlink()
+                    shutil.rmtree(folder.path) if created else folder.state.unlink()
                 raise
-            with Display() as display:
-                schedule = Schedule(trials, folder, state, cluster, resources, job_of=job_of, retries=retries,
-                                    display=display, patience=patience, tick=tick)  # fmt: skip
-                number = schedule.run()
-            result = SweepResult(folder, schedule.rows(), state.trials)
     if number is not None:
-        finished = sum(record.state == "finished" for record in state.trials.values())
         raise Interrupted(
             number,
-            f"stopped with {finished} of {len(trials)} trials finished; "
+            f"stopped with {state.count('finished')} of {len(trials)} trials finished; "
             f"continue with: genreward sweep --resume --out {out}",
         )
-    return result
+    return SweepResult(folder, state)
+
+
+def _run_trials(
+    trials: Sequence[Trial],
+    folder: SweepFolder,
+    state: SweepState,
+    places: Places,
+    retries: int,
+    program: tuple[str, ...],
+    patience: float,
+    tick: float,
+) -> int | None:
+    """Returns the number of the signal that stopped it, if one did. Raises UserError before the first trial only."""
+    with _cluster(places) as cluster:
+        resources = _resources(places, cluster, trials)
+        cluster.require_folder(folder.path, state.token, resources)
+        threads, cwd = max(1, int(resources.cpus)), os.getcwd()
+
+        def job_of(trial: Trial) -> Job:
+            return Job(trial.name, program, trial.arguments, folder.path, state.token, cwd, resources.gpus, threads)
+
+        with Display() as display:
+            schedule = Schedule(
+                trials,
+                folder,
+                state,
+                cluster,
+                resources,
+                job_of=job_of,
+                retries=retries,
+                display=display,
+                patience=patience,
+                tick=tick,
+            )
+            return schedule.run()
 
 
 def _take_up(state: SweepState, trials: Sequence[Trial], folder: SweepFolder) -> None:

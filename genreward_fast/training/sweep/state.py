@@ -34,6 +34,9 @@ class SweepState:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     format: int = FORMAT
 
+    def count(self, state: State) -> int:
+        return sum(record.state == state for record in self.trials.values())
+
     def save(self, folder: SweepFolder) -> None:
         write_json(folder.state, asdict(self))
 

@@ -23,7 +23,7 @@ def main(plans: Path, arguments: list[str]) -> int:
         settings = read_json(out / "config.json")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        settings = {name: context.params[name] for name in ("steps", "seed")}
+        settings = {name: context.params[name] for name in ("steps", "seed")} | {"watcher": os.getppid()}
     plan = read_json(plans).get(str(settings["seed"]), {})
     if "exit" in plan:
         print(f"genreward: refused, status {plan['exit']}", file=sys.stderr)
