@@ -47,10 +47,10 @@ class Grid:
                 continue
             same = given[name] == mine if name in ("flags", "goals") else sorted(given[name]) == sorted(mine)
             if not same:
-                flag = "flags after --:" if name == "flags" else f"--{name.replace('_', '-')}"
+                flag = "--" if name == "flags" else f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"{flag} {_text(given[name])}: this sweep was started with {_text(mine)}; leave it out to resume, "
-                    "or name another --out"
+                    f"{flag} {_text(name, given[name])}: this sweep was started with {_text(name, mine)}; leave it out "
+                    "to resume, or name another --out"
                 )
 
 
@@ -109,7 +109,7 @@ def trials_of(grid: Grid, settings: Callable[[Sequence[str]], RunConfig]) -> lis
     Raises:
         UserError: a trial's flags are bad, two trials are the same run, or a task has no goal.
     """
-    _refuse_own_flags(grid.flags, [name for name in OWN_FLAGS])
+    _refuse_own_flags(grid.flags, list(OWN_FLAGS))
     if len(grid.tasks) > 1 and any(flag.split("=")[0] == "--goal" for flag in grid.flags):
         raise UserError("--goal: one goal for several tasks; name a folder with one for each of them with --goals")
     if grid.goals is not None:
@@ -187,7 +187,8 @@ def _refuse_own_flags(flags: Sequence[str], names: Sequence[str]) -> None:
             raise UserError(f"--{name}: the sweep gives it to each run itself; use {OWN_FLAGS[name]}")
 
 
-def _text(value: Any) -> str:
-    if value is None or value == ():
-        return "none"
-    return value if isinstance(value, str) else (" " if "--" in str(value) else ",").join(str(part) for part in value)
+def _text(name: str, value: Any) -> str:
+    """A part of a grid as it stands on a command line."""
+    if name == "goals":
+        return value or "none"
+    return (" " if name == "flags" else ",").join(str(part) for part in value) or "none"

@@ -111,7 +111,7 @@ def test_bad_input(options, says):
         ({"seeds": "0,1,2"}, "--seeds 0,1,2: this sweep was started with 0,1"),
         ({"env_rewards": "sparse"}, "--env-rewards sparse"),
         ({"rewards": "none"}, "--rewards none: this sweep was started with genreward"),
-        ({"flags": ("--steps", "50")}, "flags after --: --steps 50: this sweep was started with --steps 40"),
+        ({"flags": ("--steps", "50")}, "-- --steps 50: this sweep was started with --steps 40"),
         ({"flags": ("--steps", "40")}, None),
     ],
 )
