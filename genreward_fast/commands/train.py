@@ -82,9 +82,7 @@ DEFAULT_PRESET = "tiny"
 @click.option("--eval-episodes", type=int, help="Episodes in an evaluation.")
 @click.option("--log-every", type=int, help="Updates between two readings of the metrics.")
 @click.option("--checkpoint-minutes", type=float, help="Minutes between checkpoints.")
-def train(
-    preset: str | None, goal: Path | None, out: Path | None, resume: bool, **flags: Any
-) -> int:  # fmt: skip
+def train(preset: str | None, goal: Path | None, out: Path | None, resume: bool, **flags: Any) -> int:
     """Train an agent online, from pixels, with the environment's reward plus a generated one.
 
     After Ctrl-C, SIGTERM or a crash, --resume continues from the last checkpoint.

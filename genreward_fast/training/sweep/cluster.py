@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -154,8 +155,9 @@ class Cluster:
         attempt.actor.stop.remote()
 
     def kill(self, attempt: Attempt) -> None:
-        """Gives the attempt's place back; a process that is still there gets SIGTERM."""
-        self._ray.kill(attempt.actor)
+        """Gives the attempt's place back; a process that is still there ends."""
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it may be gone, with all of its cluster
+            self._ray.kill(attempt.actor)
 
     def _outcome(self, attempt: Attempt) -> Outcome:
         try:

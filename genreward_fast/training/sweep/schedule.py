@@ -85,8 +85,8 @@ class Schedule:
         finally:
             for tracked in self._running():
                 assert tracked.attempt is not None
-                self._cluster.kill(tracked.attempt)
                 self._set(tracked, "waiting")
+                self._cluster.kill(tracked.attempt)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return self._signals[0] if self._signals else None

@@ -19,7 +19,7 @@ from genreward_fast.training.sweep.grid import Grid, Trial, trials_of
 from genreward_fast.training.sweep.schedule import Schedule
 from genreward_fast.training.sweep.state import Record, SweepState
 from genreward_fast.training.sweep.table import Display
-from genreward_fast.training.sweep.trial import TRAIN, Job
+from genreward_fast.training.sweep.trial import Job
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_sweep(
     places: Places,
     retries: int = 2,
     resume: bool = False,
-    program: Sequence[str] = TRAIN,
+    program: Sequence[str] | None = None,
     patience: float = 5.0,
     tick: float = 1.0,
 ) -> SweepResult:
@@ -95,7 +95,7 @@ def run_sweep(
         given: the parts of the grid that were named (`parse_grid`).
         settings: what a command line of `genreward train` asks for; raises UserError if it is bad.
         retries: how often a trial that failed is started again, from its checkpoint.
-        program: what is started for each trial.
+        program: what is started for each trial; None: `genreward train`.
         patience, tick: of the `Schedule`.
 
     Raises:
@@ -122,7 +122,7 @@ def run_sweep(
         number = None
         if state.count("waiting"):
             try:
-                number = _run_trials(trials, folder, state, places, retries, tuple(program), patience, tick)
+                number = _run_trials(trials, folder, state, places, retries, program, patience, tick)
             except UserError:  # before the first trial
                 if not resume:
                     shutil.rmtree(folder.path) if created else folder.state.unlink()
@@ -142,7 +142,7 @@ def _run_trials(
     state: SweepState,
     places: Places,
     retries: int,
-    program: tuple[str, ...],
+    program: Sequence[str] | None,
     patience: float,
     tick: float,
 ) -> int | None:
@@ -153,7 +153,10 @@ def _run_trials(
         threads, cwd = max(1, int(resources.cpus)), os.getcwd()
 
         def job_of(trial: Trial) -> Job:
-            return Job(trial.name, program, trial.arguments, folder.path, state.token, cwd, resources.gpus, threads)
+            command = tuple(program) if program else None
+            return Job(
+                trial.name, trial.arguments, folder.path, state.token, cwd, resources.gpus, threads, program=command
+            )
 
         with Display() as display:
             schedule = Schedule(

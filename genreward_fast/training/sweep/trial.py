@@ -14,14 +14,14 @@ from pathlib import Path
 from genreward_fast.errors import UserError
 from genreward_fast.files import read_json
 from genreward_fast.training.checkpoint import RunLock
+from genreward_fast.training.sweep import launch
 from genreward_fast.training.sweep.folder import SweepFolder
 
-TRAIN = (sys.executable, "-m", "genreward_fast.cli", "train")
 BAD_INPUT = 2
 """Exit status of a command that refused its input: trying again does not help."""
 
 _LOCK_SECONDS = 120.0
-_LAUNCH = "genreward_fast.training.sweep.launch"
+_PYTHON = (sys.executable, "-P", "-m")  # -P: no module of the working directory hides one of Python's
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,30 @@ class Job:
 
     Attributes:
         name: of the trial.
-        program: what is started, without the trial's arguments.
         arguments: of a new run; a run that is there already is continued instead.
         folder: of the sweep.
         token: the sweep's.
         cwd: working directory, where the machine has it: what relative paths among the arguments are relative to.
         gpus: of this trial, or a fraction of one.
         threads: that PyTorch may use on the CPU.
+        program: what is started, without the trial's arguments; None: the `genreward train` of the machine it runs on.
     """
 
     name: str
-    program: tuple[str, ...]
     arguments: tuple[str, ...]
     folder: Path
     token: str
     cwd: str
     gpus: float = 0.0
     threads: int = 1
+    program: tuple[str, ...] | None = None
 
     def command(self) -> list[str]:
         """With --resume and without its settings if the run exists: it keeps them."""
         run = SweepFolder(self.folder).run(self.name)
         flags = ["--resume"] if run.holds_a_run() else self.arguments
-        return [*self.program, *flags, "--out", str(run.path)]
+        program = self.program or (*_PYTHON, "genreward_fast.cli", "train")
+        return [*program, *flags, "--out", str(run.path)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class TrialProcess:
             output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} on {os.uname().nodename}\n".encode())
             output.flush()
             process = self._process = subprocess.Popen(
-                [sys.executable, "-m", _LAUNCH, str(os.getpid()), *job.command()],
+                [*_PYTHON, launch.__name__, str(os.getpid()), *job.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

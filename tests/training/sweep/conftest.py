@@ -45,7 +45,7 @@ def make_job(tmp_path, fake_program):
         state = SweepState(Grid(), {name: Record()})
         folder.create()
         state.save(folder)
-        return Job(name, fake_program(plan), tuple(arguments), folder.path, state.token, str(tmp_path))
+        return Job(name, tuple(arguments), folder.path, state.token, str(tmp_path), program=fake_program(plan))
 
     return make
 
@@ -66,7 +66,7 @@ def make_schedule(tmp_path, cluster, fake_program):
         program, resources = fake_program(plan), Resources(gpus=0, cpus=1)
 
         def job_of(trial):
-            return Job(trial.name, program, trial.arguments, folder.path, state.token, str(tmp_path))
+            return Job(trial.name, trial.arguments, folder.path, state.token, str(tmp_path), program=program)
 
         return Schedule(trials, folder, state, cluster, resources, job_of=job_of, retries=retries, display=Display(),
                         patience=0.1, tick=0.1)  # fmt: skip
