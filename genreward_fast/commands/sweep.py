@@ -46,7 +46,8 @@ def sweep(
     """
     from genreward_fast.commands.train import train_settings
     from genreward_fast.training.sweep.grid import parse_grid
-    from genreward_fast.training.sweep.start import Places, run_sweep
+    from genreward_fast.training.sweep.places import Places
+    from genreward_fast.training.sweep.start import run_sweep
 
     places = Places(ray, gpus, gpus_per_trial, cpus_per_trial)
     given = parse_grid(flags=train_flags, **grid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,41 +12,14 @@ from typing import Any
 from genreward_fast.errors import Interrupted, UserError
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.settings import RunConfig
-from genreward_fast.training.sweep.cluster import Cluster, Resources, require_ray
+from genreward_fast.training.sweep.cluster import require_ray
 from genreward_fast.training.sweep.folder import SweepFolder
 from genreward_fast.training.sweep.grid import Grid, Trial, trials_of
+from genreward_fast.training.sweep.places import Places
 from genreward_fast.training.sweep.schedule import Schedule
 from genreward_fast.training.sweep.state import Record, SweepState
 from genreward_fast.training.sweep.table import Display
 from genreward_fast.training.sweep.trial import Job
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where trials run, and how many at once.
-
-    Attributes:
-        ray: address of a running Ray cluster; None: this machine.
-        gpus: of this machine that the sweep may use; None: all.
-        gpus_per_trial: GPUs or a fraction of one; None: one where there are any, unless the runs are for a CPU.
-        cpus_per_trial: cores; None: one beside a GPU, two without, of a machine that has them.
-    """
-
-    ray: str | None = None
-    gpus: int | None = None
-    gpus_per_trial: float | None = None
-    cpus_per_trial: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.ray is not None and self.gpus is not None:
-            raise UserError("--gpus together with --ray: a cluster says itself what it has; leave one out")
-        if self.gpus is not None and self.gpus < 0:
-            raise UserError(f"--gpus {self.gpus}: must not be negative")
-        gpus, cpus = self.gpus_per_trial, self.cpus_per_trial
-        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and math.isfinite(gpus) and gpus == int(gpus))):
-            raise UserError(f"--gpus-per-trial {gpus}: must be a fraction of one GPU, or a whole number")
-        if cpus is not None and not (0 < cpus < 1 or (cpus >= 1 and math.isfinite(cpus) and cpus == int(cpus))):
-            raise UserError(f"--cpus-per-trial {cpus}: must be a fraction of one core, or a whole number")
 
 
 @dataclass(frozen=True)
@@ -147,8 +119,8 @@ def _run_trials(
     tick: float,
 ) -> int | None:
     """Returns the number of the signal that stopped it, if one did. Raises UserError before the first trial only."""
-    with _cluster(places) as cluster:
-        resources = _resources(places, cluster, trials)
+    with places.cluster() as cluster:
+        resources = places.resources(cluster, trials)
         cluster.require_folder(folder.path, state.token, resources)
         threads, cwd = max(1, int(resources.cpus)), os.getcwd()
 
@@ -182,34 +154,3 @@ def _take_up(state: SweepState, trials: Sequence[Trial], folder: SweepFolder) ->
         )
     for name, record in state.trials.items():
         record.state = "finished" if folder.run(name).summary.exists() else "waiting"
-
-
-def _cluster(places: Places) -> Cluster:
-    if places.ray is not None:
-        return Cluster(places.ray)
-    import torch
-
-    there = torch.cuda.device_count()
-    gpus = there if places.gpus is None else places.gpus
-    if gpus > there:
-        raise UserError(f"--gpus {gpus}: this machine has {there}")
-    return Cluster(cpus=len(os.sched_getaffinity(0)), gpus=gpus)
-
-
-def _resources(places: Places, cluster: Cluster, trials: Sequence[Trial]) -> Resources:
-    """What each trial gets. Raises UserError if no machine has that much."""
-    for_cpu = all(trial.config.train.device == "cpu" for trial in trials)
-    gpus = places.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if cluster.has_gpus() and not for_cpu else 0.0
-    cpus = places.cpus_per_trial
-    if cpus is None:
-        most = max((machine["Resources"].get("CPU", 0) for machine in cluster.machines()), default=0)
-        cpus = 1.0 if gpus or most < 2 else 2.0
-    if gpus == 0 and any(trial.config.train.device == "cuda" for trial in trials):
-        raise UserError("--device cuda: no trial would have a GPU; leave it out, or see --gpus and --gpus-per-trial")
-    resources = Resources(gpus, cpus)
-    if cluster.capacity(resources) == 0:
-        raise UserError(f"no machine has {gpus:g} GPUs and {cpus:g} CPU cores for a trial; ask for less with "
-                        "--gpus-per-trial and --cpus-per-trial")  # fmt: skip
-    return resources

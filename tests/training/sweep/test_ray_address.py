@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from genreward_fast.commands.train import train_settings
 from genreward_fast.errors import Interrupted
-from genreward_fast.training.sweep.start import Places, run_sweep
+from genreward_fast.training.sweep.places import Places
+from genreward_fast.training.sweep.start import run_sweep
 address, out, resume, *program = sys.argv[1:]
 given = {"tasks": ("reach",), "seeds": (0, 1), "rewards": ("none",), "flags": ("--steps", "30")}
 try:
