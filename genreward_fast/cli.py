@@ -22,6 +22,7 @@ from genreward_fast.commands.finetune import finetune
 from genreward_fast.commands.generate import generate
 from genreward_fast.commands.goal import goal
 from genreward_fast.commands.report import report
+from genreward_fast.commands.sweep import sweep
 from genreward_fast.commands.train import train
 from genreward_fast.errors import Interrupted, RunFailed, UserError
 
@@ -35,7 +36,7 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, demos, doctor, evaluate, export, finetune, generate, goal, report, train):
+for _command in (bench, demos, doctor, evaluate, export, finetune, generate, goal, report, sweep, train):
     genreward.add_command(_command)
 
 

@@ -28,10 +28,13 @@ def test_commands_have_the_flags_that_are_shown():
 
     text = "\n".join(page.read_text() for page in PAGES)
     names = "|".join(cli.genreward.commands)
+    text = text.replace("\\\n", "")
     for command, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
-        known = {name for parameter in cli.genreward.commands[command].params for name in parameter.opts}
-        for flag in re.findall(r"--[a-z0-9-]+", arguments):
-            assert flag in known, f"genreward {command} {flag}"
+        own, _, trains = arguments.partition(" -- ")  # after it, a sweep takes flags of train
+        for called, flags in ((command, own), ("train", trains)):
+            known = {name for parameter in cli.genreward.commands[called].params for name in parameter.opts}
+            for flag in re.findall(r"--[a-z0-9-]+", flags):
+                assert flag in known, f"genreward {called} {flag}"
 
 
 def test_the_examples_names_exist():

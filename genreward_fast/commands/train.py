@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, SectionedCommand, encoder_weights, section
 from genreward_fast.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from genreward_fast.config import Overrides
+    from genreward_fast.training.settings import RunConfig
+
+DEFAULT_PRESET = "tiny"
 
 
 @click.command(cls=SectionedCommand)
@@ -99,27 +106,46 @@ from genreward_fast.errors import UserError
 @click.option("--eval-episodes", type=int, help="Episodes in an evaluation.")
 @click.option("--log-every", type=int, help="Updates between two readings of the metrics.")
 @click.option("--checkpoint-minutes", type=float, help="Minutes between checkpoints.")
-def train(
-    preset: str | None, goal: Path | None, out: Path | None, resume: bool, no_video: bool, no_fb: bool,
-    **flags: Any,
-) -> int:  # fmt: skip
+def train(preset: str | None, goal: Path | None, out: Path | None, resume: bool, **flags: Any) -> int:
     """Train an agent online, from pixels, with the environment's reward plus a generated one.
 
     After Ctrl-C, SIGTERM or a crash, --resume continues from the last checkpoint.
 
     A flag that is not given takes the preset's value; the resolved settings are in the run folder's config.json.
     """
-    from genreward_fast.config import Overrides, resolve, resume_config
+    from genreward_fast.config import resolve, resume_config
     from genreward_fast.training.start import start_run
 
-    flags |= {"use_video": False if no_video else None, "use_fb": False if no_fb else None}
     if resume:
         if out is None:
             raise UserError("--resume needs --out: the folder of the run to continue")
-        config = resume_config(out, preset, Overrides(**flags))
+        config = resume_config(out, preset, _overrides(**flags))
     else:
-        config = resolve(preset or "tiny", Overrides(**flags))
+        config = resolve(preset or DEFAULT_PRESET, _overrides(**flags))
         out = out or Path("runs") / f"{config.env.task}-{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
     summary = start_run(config, out, goal=goal, resume=resume)
     click.echo("\n".join([*summary.lines(), f"everything is in {out}"]))
     return 0
+
+
+def train_settings(arguments: Sequence[str]) -> RunConfig:
+    """What a command line of a new `genreward train` asks for.
+
+    Raises:
+        UserError: it is bad.
+    """
+    from genreward_fast.config import resolve
+
+    try:
+        flags = train.make_context("genreward train", list(arguments)).params
+    except click.ClickException as error:
+        raise UserError(f"{' '.join(arguments)}: {error.format_message()} See genreward train --help.") from None
+    for name in ("goal", "out", "resume"):
+        del flags[name]
+    return resolve(flags.pop("preset") or DEFAULT_PRESET, _overrides(**flags))
+
+
+def _overrides(*, no_video: bool, no_fb: bool, **flags: Any) -> Overrides:
+    from genreward_fast.config import Overrides
+
+    return Overrides(use_video=False if no_video else None, use_fb=False if no_fb else None, **flags)

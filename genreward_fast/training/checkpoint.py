@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from genreward_fast.errors import UserError, first_line
 from genreward_fast.files import atomic_path
+
+if TYPE_CHECKING:  # it takes seconds to import, and who only looks at a run folder does without
+    import torch
 
 FORMAT = 1
 NAME = "checkpoint.pt"
@@ -17,6 +18,8 @@ NAME = "checkpoint.pt"
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Writes `folder/checkpoint.pt` to a temporary name and renames it."""
+    import torch
+
     with atomic_path(folder / NAME) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
 
@@ -27,6 +30,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     Raises:
         UserError: it is missing, cut off, damaged, or of another format.
     """
+    import torch
+
     path = Path(folder) / NAME
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint yet; a run writes its first one after --checkpoint-minutes")
