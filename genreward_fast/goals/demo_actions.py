@@ -31,7 +31,9 @@ def read_actions(path: Path) -> Tensor:
     try:
         actions = load_file(path)["action"]
     except (SafetensorError, KeyError, OSError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}); delete it and run genreward demos --resume") from None
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}); delete it and run genreward demos --resume"
+        ) from None
     if actions.ndim != 2 or actions.dtype != torch.float32 or not bool((actions.abs() <= 1).all()):
         raise UserError(f"{path}: does not hold (T, A) float32 actions in [-1, 1]; delete it and collect it again")
     return actions

@@ -109,7 +109,7 @@ def read(folder: Path) -> DemoSet:
     Raises:
         UserError: a file is missing, or a line is damaged.
     """
-    read_settings(folder)
+    rendering = read_settings(folder).get("rendering")
     path = folder / LINES
     try:
         text = path.read_text()
@@ -121,7 +121,8 @@ def read(folder: Path) -> DemoSet:
         if not clip.is_file():
             raise UserError(f"{clip}: is missing, but {path} lists it; run genreward demos with --resume")
         actions = folder / line["actions"] if "actions" in line else None
-        demos.append(Demo(line["file"], clip, tuple(line["captions"]), details=line, actions_path=actions))
+        details = {"rendering": rendering} | line
+        demos.append(Demo(line["file"], clip, tuple(line["captions"]), details=details, actions_path=actions))
     return DemoSet(folder, demos)
 
 
