@@ -64,8 +64,8 @@ class InverseDynamics(nn.Module):
 
     A convolution, three stages of a convolution and a residual block, an MLP of (128, A): like UniPi's (arXiv
     2302.00111, appendix A), which pools over the whole picture. Here every stage halves the picture, and a grid of
-    4 × 4 places is left, because how far a centimetre reaches in the picture depends on where it is. The gap is given as
-    one more channel.
+    4 × 4 places is left, because how far a centimetre reaches in the picture depends on where it is. The gap is given
+    as one more channel.
 
     Attributes:
         config: its sizes.
