@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +29,13 @@ def test_commands_have_the_flags_that_are_shown():
 
     text = "\n".join(page.read_text() for page in PAGES)
     names = "|".join(cli.genreward.commands)
-    for command, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
-        known = {name for parameter in cli.genreward.commands[command].params for name in parameter.opts}
+    for name, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
+        command = cli.genreward.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[arguments.split()[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
         for flag in re.findall(r"--[a-z0-9-]+", arguments):
-            assert flag in known, f"genreward {command} {flag}"
+            assert flag in known, f"genreward {name} {flag}"
 
 
 def test_the_examples_names_exist():

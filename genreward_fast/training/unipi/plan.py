@@ -60,8 +60,8 @@ def check_video(config: NetworkConfig, shape: Sequence[int], steps: int) -> None
 def actions_of_video(dynamics: InverseDynamics, video: Tensor, steps: int) -> Tensor:
     """The actions that lead through a video.
 
-    Between two frames that are k steps apart, the mean action over these steps is taken k times. UniPi instead lets a
-    second diffusion model add frames until there is one a step (arXiv 2302.00111, section 3).
+    Between two frames that are k steps apart, the mean action over these steps is taken k times. UniPi instead has a
+    second diffusion model that adds frames in between (temporal super-resolution, arXiv 2302.00111, section 3).
 
     Args:
         video: (T, H, W, 3) uint8, T ≥ 2.
