@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor, power: float) -> None:
+def update_average(average: list[Tensor], weights: list[Tensor], updates: Tensor, power: float) -> None:
     """Takes the n-th update's weights into an average in which the i-th update's count about as i to `power`.
 
     Exactly, they count i^(power + 1) − (i − 1)^(power + 1). The share of the new ones is 1 − (1 − 1/n)^(power + 1): the
