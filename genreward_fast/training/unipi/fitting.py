@@ -244,7 +244,7 @@ class _Fitter:
 
 
 def _explained(error: torch.Tensor, variation: torch.Tensor) -> float | None:
-    return None if variation == 0 else 1 - (error / variation).item()
+    return None if variation < 1e-9 else 1 - (error / variation).item()  # less is rounding of what does not vary
 
 
 def _check_folder(config: FitConfig) -> None:

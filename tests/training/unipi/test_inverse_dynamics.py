@@ -69,13 +69,13 @@ def test_errors_are_those_of_the_formula():
             return torch.zeros(len(first), 2)
 
     frames = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
-    actions = torch.tensor([[1.0, 0.5], [0.0, 0.5], [-0.4, 0.5]], dtype=torch.float64)
+    actions = torch.tensor([[1.0, 0.3], [0.0, 0.3], [-0.4, 0.3]], dtype=torch.float64)
     summed = torch.cat([torch.zeros(1, 2, dtype=torch.float64), actions.cumsum(0)])
     score = errors(Zero(), Transitions(frames, summed, torch.tensor([3, 2, 1, 0])), 1)
-    # Squared errors 1 + 0 + 0.16 and three times 0.25; the first varies by 1.04 around its mean 0.2, the second not.
-    assert score["r_squared"] == pytest.approx(1 - (1.16 + 0.75) / 1.04, abs=1e-6)
+    # Squared errors 1 + 0 + 0.16 and three times 0.09; the first varies by 1.04 around its mean 0.2, the second not.
+    assert score["r_squared"] == pytest.approx(1 - (1.16 + 0.27) / 1.04, abs=1e-6)
     assert score["r_squared_each"] == [pytest.approx(1 - 1.16 / 1.04, abs=1e-6), None]
-    assert score["rms_error"] == pytest.approx(((1.16 + 0.75) / 6) ** 0.5, abs=1e-6)
+    assert score["rms_error"] == pytest.approx(((1.16 + 0.27) / 6) ** 0.5, abs=1e-6)
     assert score["pairs"] == 3
 
 
