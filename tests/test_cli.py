@@ -39,6 +39,15 @@ def test_help_names_every_option_with_a_text(command, capsys):
     assert main([command, "--help"]) == 0
 
 
+def test_help_of_what_is_fitted_names_every_option(capsys):
+    for name, command in genreward.commands["fit"].commands.items():
+        assert main(["fit", name, "--help"]) == 0
+        text = capsys.readouterr().out
+        for parameter in command.params:
+            assert parameter.opts[0] in text
+            assert parameter.help, parameter.opts
+
+
 def test_help_loads_no_heavy_library():
     code = "import sys, genreward_fast.cli as c; c.main(['train', '--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,12 +30,15 @@ def test_commands_have_the_flags_that_are_shown():
     text = "\n".join(page.read_text() for page in PAGES)
     names = "|".join(cli.genreward.commands)
     text = text.replace("\\\n", "")
-    for command, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
+    for name, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
         own, _, trains = arguments.partition(" -- ")  # after it, a sweep takes flags of train
-        for called, flags in ((command, own), ("train", trains)):
-            known = {name for parameter in cli.genreward.commands[called].params for name in parameter.opts}
+        command = cli.genreward.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[own.split()[0]]
+        for called, flags in ((command, own), (cli.genreward.commands["train"], trains)):
+            known = {option for parameter in called.params for option in parameter.opts}
             for flag in re.findall(r"--[a-z0-9-]+", flags):
-                assert flag in known, f"genreward {called} {flag}"
+                assert flag in known, f"genreward {name} {flag}"
 
 
 def test_the_examples_names_exist():

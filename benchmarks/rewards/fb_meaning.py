@@ -61,10 +61,10 @@ def train_fb(
 @torch.no_grad()
 def scores(fb: ForwardBackward, episode: Episode, features: str, goal: torch.Tensor) -> np.ndarray:
     """Raw r_FB (T,) of an episode's rows at the goal (D,)."""
-    z = fb.backward_net(fb.seen(goal.to(fb.goal)))
+    z = fb.backward_average(fb.seen(goal.to(fb.goal)))
     feature = fb.seen(episode.features[features][:-1].to(fb.goal))
     action = episode.action.to(fb.goal)
-    return fb_score(feature, action, fold(fb.forward_net, z, z), fb.config.reduce).cpu().numpy().astype(np.float64)
+    return fb_score(feature, action, fold(fb.forward_average, z, z), fb.config.reduce).cpu().numpy().astype(np.float64)
 
 
 def measure(fb: ForwardBackward, held_out: dict[str, list[Episode]], features: str) -> dict[str, Any]:

@@ -80,8 +80,8 @@ class Subjects:
             self._released.append(
                 ReleasedReward(
                     *self._models,
-                    fb.forward_net,
-                    fb.backward_net,
+                    fb.forward_average,
+                    fb.backward_average,
                     self.goal.clip(self.config.clip_frames, self.sizes[1]).numpy(),
                     self.goal.frame(self.sizes[1]).numpy(),
                     self.sizes[0],

@@ -29,6 +29,7 @@ from genreward_fast.envs.tasks import TASKS
 from genreward_fast.errors import Interrupted, RunFailed, UserError
 from genreward_fast.goals import demo_files
 from genreward_fast.goals.captions import captions
+from genreward_fast.goals.demo_actions import write_actions
 from genreward_fast.goals.progress import progress
 from genreward_fast.goals.video_io import write_video
 
@@ -177,13 +178,16 @@ def _collect_clip(job: _Job) -> dict[str, Any] | None:
         finally:
             env.close()  # an OpenGL context left to the end of a worker process is freed too late, and can block it
         frames = torch.from_numpy(episode.frames[collection.size])
-        file = f"{demo_files.CLIPS}/{job.task}-{job.number:04d}.mp4"
+        name = f"{demo_files.CLIPS}/{job.task}-{job.number:04d}"
+        file, actions = f"{name}.mp4", f"{name}.safetensors"
         try:
             write_video(job.folder / file, frames, collection.fps)
+            write_actions(job.folder / actions, episode.actions)
         except (OSError, av.error.FFmpegError) as error:
             raise _unwritten(job.folder / file, error) from error
         return {
             "file": file,
+            "actions": actions,
             "captions": list(captions(job.task)),
             "task": job.task,
             "number": job.number,

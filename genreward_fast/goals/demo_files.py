@@ -1,12 +1,14 @@
 """The folder that `genreward demos` writes.
 
-    DIR/demos.json           what all clips share: camera, size, rendering, fps, seed
-    DIR/demos.jsonl          one line a clip
-    DIR/clips/TASK-0000.mp4  the clips, H.264
+    DIR/demos.json                   what all clips share: camera, size, rendering, fps, seed
+    DIR/demos.jsonl                  one line a clip
+    DIR/clips/TASK-0000.mp4          the clips, H.264
+    DIR/clips/TASK-0000.safetensors  "action", (frames - 1, 4) float32: action t led from frame t to frame t + 1
 
 A line of `demos.jsonl`:
 
     file          "clips/pick-place-0000.mp4", relative to the folder
+    actions       "clips/pick-place-0000.safetensors"; not in sets from before actions were recorded
     captions      several wordings of the task
     task          "pick-place"
     number        of the clip among its task's, from 0
@@ -46,7 +48,7 @@ def start(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> list[di
         resume: the folder may hold clips made with the same settings.
 
     Returns:
-        The lines of the clips that are there already. A line that a crash cut short, or whose clip is gone, is not
+        The lines of the clips that are there already. A line that a crash cut short, or a file of which is gone, is not
         among them, and no longer in the file.
 
     Raises:
@@ -69,7 +71,7 @@ def start(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> list[di
     path = folder / LINES
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    lines = [line for line in _parsed(path, whole) if (folder / line["file"]).is_file()]
+    lines = [line for line in _parsed(path, whole) if all((folder / name).is_file() for name in _files(line))]
     write(folder, lines)
     return lines
 
@@ -107,7 +109,7 @@ def read(folder: Path) -> DemoSet:
     Raises:
         UserError: a file is missing, or a line is damaged.
     """
-    read_settings(folder)
+    rendering = read_settings(folder).get("rendering")
     path = folder / LINES
     try:
         text = path.read_text()
@@ -118,7 +120,9 @@ def read(folder: Path) -> DemoSet:
         clip = folder / line["file"]
         if not clip.is_file():
             raise UserError(f"{clip}: is missing, but {path} lists it; run genreward demos with --resume")
-        demos.append(Demo(line["file"], clip, tuple(line["captions"]), details=line))
+        actions = folder / line["actions"] if "actions" in line else None
+        details = {"rendering": rendering} | line
+        demos.append(Demo(line["file"], clip, tuple(line["captions"]), details=details, actions_path=actions))
     return DemoSet(folder, demos)
 
 
@@ -130,9 +134,14 @@ def _parsed(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
             good = isinstance(line["file"], str) and all(isinstance(caption, str) for caption in line["captions"])
             good = good and line["task"] in TASKS and isinstance(line["number"], int)
             # Names that lead out of the folder are refused.
-            if not good or Path(line["file"]).is_absolute() or ".." in Path(line["file"]).parts:
+            if not good or any(Path(name).is_absolute() or ".." in Path(name).parts for name in _files(line)):
                 raise ValueError
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}, line {number}: is not a clip's line; remove it, or make the set again") from None
         parsed.append(line)
     return parsed
+
+
+def _files(line: Mapping[str, Any]) -> list[str]:
+    """The names of a clip's files."""
+    return [line[key] for key in ("file", "actions") if key in line]

@@ -13,6 +13,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from genreward_fast.errors import UserError
+from genreward_fast.goals.demo_actions import read_actions
 from genreward_fast.goals.goal_files import file_sha256
 from genreward_fast.goals.video_io import read_video
 
@@ -28,6 +29,7 @@ class Demo:
         start: seconds into the file at which the clip begins.
         length: frames of the clip; None for the rest of the file.
         details: what else its source says about it, as JSON.
+        actions_path: the file of the actions that were taken (`demo_actions`); None if they are not known.
 
     Raises:
         UserError: there is no caption, or an empty one.
@@ -39,6 +41,7 @@ class Demo:
     start: float = 0.0
     length: int | None = None
     details: dict[str, Any] = field(default_factory=dict, repr=False)
+    actions_path: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.captions or not all(caption.strip() for caption in self.captions):
@@ -51,6 +54,16 @@ class Demo:
             UserError: the file is missing, damaged, or too short.
         """
         return read_video(self.path, start=self.start, length=self.length)[0]
+
+    def actions(self) -> Tensor:
+        """(T - 1, A) float32 in [-1, 1]: action t was taken at frame t and led to frame t + 1.
+
+        Raises:
+            UserError: the actions are not known, or their file is missing or damaged.
+        """
+        if self.actions_path is None:
+            raise UserError(f"{self.path}: its actions are not recorded; collect clips with them with genreward demos")
+        return read_actions(self.actions_path)
 
     @property
     def sha256(self) -> str:

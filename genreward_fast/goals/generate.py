@@ -55,6 +55,26 @@ def candidate_paths(out: Path, config: GenerationConfig) -> dict[int, Path]:
     return {seed: out.with_name(f"{out.stem}-seed{seed}{out.suffix}") for seed in seeds}
 
 
+def load_generator(
+    text: str, preset: str, model: str | None, lora: Path | None, config: GenerationConfig, device: torch.device
+) -> tuple[VideoGenerator, Tensor]:
+    """A generator on its device, and the embeddings of the task and of "" that it takes: (2, L, D).
+
+    Raises:
+        UserError: no such model or LoRA, one of them is damaged, or the model cannot do what is asked.
+    """
+    folder = model_folder(model_source(preset, model))
+    dtype = default_dtype(device)
+    pipeline = read_pipeline(folder, dtype)
+    if lora is not None:
+        load_lora(pipeline, lora)
+    generator = VideoGenerator(pipeline, config)  # refuses what the model cannot do before the text encoder is loaded
+    length = pipeline.transformer.config.max_text_seq_length
+    embedded = TextEmbeddings(folder, length=length, dtype=dtype, device=device)([text.strip(), ""])
+    pipeline.to(device)
+    return generator, embedded
+
+
 def generate(
     text: str,
     image: Path,
@@ -89,15 +109,7 @@ def generate(
     if existing and not overwrite:
         raise UserError(f"{existing[0]}: exists already; name another file with --out, or use --overwrite")
     first = read_image(image)
-    folder = model_folder(model_source(preset, model))
-    dtype = default_dtype(device)
-    pipeline = read_pipeline(folder, dtype)
-    if lora is not None:
-        load_lora(pipeline, lora)
-    generator = VideoGenerator(pipeline, config)  # refuses what the model cannot do before the text encoder is loaded
-    length = pipeline.transformer.config.max_text_seq_length
-    embedded = TextEmbeddings(folder, length=length, dtype=dtype, device=device)([text.strip(), ""])
-    pipeline.to(device)
+    generator, embedded = load_generator(text, preset, model, lora, config, device)
     for seed, video in generator.generate(first, *embedded):
         write_video(paths[seed], video, fps)
     return list(paths.values())

@@ -117,12 +117,15 @@ class VideoGenerator:
             for block in pipeline.transformer.transformer_blocks:
                 block.compile(fullgraph=True)
 
-    def generate(self, image: Tensor, text: Tensor, empty_text: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def generate(
+        self, image: Tensor, text: Tensor, empty_text: Tensor, seed: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Makes the candidates, each given as soon as its batch is done.
 
         Args:
             image: (H, W, 3) uint8 RGB, the first frame: its centre of the video's shape is resized to the video's size.
             text, empty_text: (L, D) embeddings of the task and of "".
+            seed: of the first candidate; None for the config's.
 
         Yields:
             the candidate's seed, and (T, H, W, 3) uint8 RGB on the CPU.
@@ -131,7 +134,8 @@ class VideoGenerator:
             RunFailed: out of memory.
         """
         first = fit_image(image, self.size)
-        seeds = range(self.config.seed, self.config.seed + self.config.candidates)
+        first_seed = self.config.seed if seed is None else seed
+        seeds = range(first_seed, first_seed + self.config.candidates)
         for start in range(0, len(seeds), self.config.batch):
             batch = seeds[start : start + self.config.batch]
             with explaining_out_of_memory("generating a video", "lower --batch, --frames or --size"):

@@ -35,6 +35,9 @@ class FBConfig:
         next_action: a′ of the target. "replay" takes the next row's, as the paper does: the measure is that of the
             behaviour which filled the replay. "policy" takes that of a small actor π_z, trained beside F and B to
             reach what z stands for: the measure is that of going there.
+        averaging: exponent of the average of F's and B's weights that scores are computed with: the weights after the
+            i-th update count about as i to this power (`weight_average`). 0 weighs all alike; the greater it is, the
+            more the last ones count.
         standardise_features: whether F and B see ψ with mean 0 and deviation 1 over the experience of the learning.
     """
 
@@ -50,6 +53,7 @@ class FBConfig:
     mix: float = 0.5
     goal_mix: float = 0.125
     next_action: NextAction = "replay"
+    averaging: float = 5.0
     standardise_features: bool = False
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class FBConfig:
             raise UserError(f"FB gamma must lie in [0, 1): at 1 the successor measure has no bound; it is {self.gamma}")
         if not 0 <= self.ortho < math.inf:
             raise UserError(f"FB ortho must be a finite number >= 0, not {self.ortho}")
+        if not 0 <= self.averaging < math.inf:
+            raise UserError(f"FB averaging must be a finite number >= 0, not {self.averaging}")
         for name in ("mix", "goal_mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"FB {name} must lie in [0, 1], not {getattr(self, name)}")

@@ -15,6 +15,7 @@ from genreward_fast.rewards.config import FBConfig
 from genreward_fast.rewards.fb_losses import actor_loss, orthonormality_loss, successor_loss
 from genreward_fast.rewards.fb_networks import ActorNet, BackwardNet, ForwardNet, scaled_to_sphere
 from genreward_fast.rewards.feature_norm import FeatureNorm
+from genreward_fast.rewards.weight_average import update_average
 from genreward_fast.types import Batch
 
 # Of the noise on π_z's next action, as in TD3 (Fujimoto et al. 2018): without it F is sharpened on single actions.
@@ -28,11 +29,15 @@ class ForwardBackward(nn.Module):
     are the replay's (a′ is the next row's), so the measure is that of the behaviour that filled it; or with
     `next_action` "policy" those of an actor π_z that learns to reach what z stands for.
 
+    Each update's noise stays in the weights: scores are computed with an average of them over the updates.
+
     After Touati & Ollivier (2021). Random draws come from a generator of its own; `update` never waits for the device.
 
     Attributes:
         goal: (D,) float32, ψ(g).
         mean, deviation: 0-d, of the raw score over the rows that `freeze` was given; 0 and 1 before.
+        forward_average, backward_average: F and B with averaged weights (`weight_average`), which scores come from.
+        updates: 0-d float32, how many the average is over.
         frozen: whether learning is over.
         actor: π(s, z), or None where the next action is the replay's.
     """
@@ -40,6 +45,7 @@ class ForwardBackward(nn.Module):
     goal: Tensor
     mean: Tensor
     deviation: Tensor
+    updates: Tensor
 
     def __init__(self, config: FBConfig, goal: Tensor, action_size: int, device: torch.device | str, seed: int = 0):
         super().__init__()
@@ -56,6 +62,9 @@ class ForwardBackward(nn.Module):
         self.feature_norm = FeatureNorm(self.feature_dim) if config.standardise_features else None
         self.forward_target = copy.deepcopy(self.forward_net).requires_grad_(False)
         self.backward_target = copy.deepcopy(self.backward_net).requires_grad_(False)
+        self.forward_average = copy.deepcopy(self.forward_net).requires_grad_(False)
+        self.backward_average = copy.deepcopy(self.backward_net).requires_grad_(False)
+        self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("goal", goal.detach().float().reshape(-1).clone())
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
@@ -64,11 +73,13 @@ class ForwardBackward(nn.Module):
         self.generator = torch.Generator(device=self.goal.device).manual_seed(seed)
         self._online: list[Tensor] = [*self.forward_net.parameters(), *self.backward_net.parameters()]
         self._target: list[Tensor] = [*self.forward_target.parameters(), *self.backward_target.parameters()]
+        self._average: list[Tensor] = [*self.forward_average.parameters(), *self.backward_average.parameters()]
         self._actor: list[Tensor] = [] if self.actor is None else list(self.actor.parameters())
         # On CUDA the step counter lives on the device, so that an update can be captured in a CUDA graph.
         cuda = self.goal.is_cuda
         self._optimizer = torch.optim.Adam([*self._online, *self._actor], lr=config.lr, fused=cuda, capturable=cuda)
         self._folded: FoldedScore | None = None
+        self.register_load_state_dict_pre_hook(_without_averages)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of learning on pairs of consecutive rows.
@@ -109,6 +120,8 @@ class ForwardBackward(nn.Module):
         self._optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._target, self._online, self.config.tau)
+            self.updates.add_(1)
+            update_average(self._average, self._online, self.updates, self.config.averaging)
         self._folded = None
         return {"fb/loss": loss.detach(), **metrics, **ortho_metrics}
 
@@ -136,10 +149,10 @@ class ForwardBackward(nn.Module):
 
     @torch.no_grad()
     def score(self, feature: Tensor, action: Tensor) -> Tensor:
-        """Raw r_FB = reduce_k F_k(s, a, z_g)·B(g) with z_g = B(g): (M, D), (M, A) to (M,) float32."""
+        """Raw r_FB = reduce_k F_k(s, a, z_g)·B(g) with z_g = B(g), averaged weights: (M, D), (M, A) to (M,) float32."""
         if self._folded is None:
-            z = self.backward_net(self.seen(self.goal))
-            self._folded = fold(self.forward_net, z, z)
+            z = self.backward_average(self.seen(self.goal))
+            self._folded = fold(self.forward_average, z, z)
         return fb_score(self.seen(feature.float()), action.float(), self._folded, reduce=self.config.reduce)
 
     def standardised(self, raw: Tensor) -> Tensor:
@@ -206,3 +219,14 @@ class ForwardBackward(nn.Module):
             batch.is_first.to(device),
             batch.is_terminal.to(device),
         )
+
+
+def _without_averages(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """A state from before weights were averaged scores with those that it has, and averages from there on."""
+    if f"{prefix}updates" in state:
+        return
+    state[f"{prefix}updates"] = torch.zeros(())
+    for name in ("forward", "backward"):
+        online = f"{prefix}{name}_net."
+        for key in [key for key in state if key.startswith(online)]:
+            state[f"{prefix}{name}_average.{key.removeprefix(online)}"] = state[key]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genreward_fast.agent.agent import Agent
+from genreward_fast.agent.agent import Agent, Carry
 from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.agent.sampling import RandomSampler
 from genreward_fast.envs.suites import AnyEnvConfig
@@ -18,6 +19,7 @@ from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.goals.video_io import write_video
 from genreward_fast.training.device import one_thread
 from genreward_fast.training.statistics import wilson_interval
+from genreward_fast.types import EnvStep
 
 VIDEO_SIZE = 256
 VIDEO_FPS = 30
@@ -59,8 +61,47 @@ def success_text(scalars: Mapping[str, float]) -> str:
     return f"{scalars['success']:.0%} (95% interval {low:.0%} to {high:.0%})"
 
 
+class Actor(Protocol):
+    """What chooses the actions of N environments that step together.
+
+    Attributes:
+        sizes: sides in pixels of all the frames that it may ask for.
+    """
+
+    sizes: tuple[int, ...]
+
+    def sizes_at(self, row: int) -> tuple[int, ...]:
+        """The sizes that it must see of that row of an episode."""
+        ...
+
+    def act(self, step: EnvStep) -> Tensor:
+        """(N, A) float32 in [-1, 1] on the CPU. Not used is the row of an environment whose episode has just ended."""
+        ...
+
+
+class AgentActor:
+    """An agent's actions, drawn from its policy by a generator of their own."""
+
+    sizes: tuple[int, ...] = (IMAGE_SIZE,)
+
+    def __init__(self, agent: Agent, seed: int):
+        self.agent = agent
+        self._sampler = RandomSampler(agent.device, seed)  # its own, so that evaluating changes nothing in training
+        self._carry: Carry | None = None
+
+    def sizes_at(self, row: int) -> tuple[int, ...]:
+        return self.sizes
+
+    def act(self, step: EnvStep) -> Tensor:
+        carry = self.agent.initial(len(step.is_first)) if self._carry is None else self._carry
+        image, is_first = step.frames[IMAGE_SIZE].to(self.agent.device), step.is_first.to(self.agent.device)
+        with one_thread(self.agent.device):
+            action, self._carry, _ = self.agent.act(image, is_first, carry, sampler=self._sampler)
+        return action.cpu()
+
+
 def evaluate(
-    agent: Agent,
+    actor: Actor,
     config: AnyEnvConfig,
     *,
     episodes: int,
@@ -68,8 +109,9 @@ def evaluate(
     seed: int,
     video: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
+    on_episode: Callable[[], object] = lambda: None,
 ) -> Evaluation | None:
-    """Runs whole episodes with actions drawn from the policy, a fixed number in each of `envs` workers.
+    """Runs whole episodes, a fixed number in each of `envs` workers.
 
     So does the evaluation of DreamerV3's published code. The same seed gives the same episodes. An episode whose worker
     died is run again.
@@ -77,20 +119,21 @@ def evaluate(
     Args:
         video: where the first episode is written as an mp4, if anywhere.
         stop: asked on every step; once it says true the evaluation ends without a result.
+        on_episode: called at the end of each episode that counts.
     """
     envs = min(envs, episodes)
     quota = [episodes // envs + (env < episodes % envs) for env in range(envs)]
-    sizes = (IMAGE_SIZE, VIDEO_SIZE) if video else (IMAGE_SIZE,)
+    sizes = (*actor.sizes, VIDEO_SIZE) if video else actor.sizes
     finished: list[list[tuple[float, bool, int]]] = [[] for _ in range(envs)]
     returns, success, lengths = np.zeros(envs), np.zeros(envs, bool), np.zeros(envs, int)
     recorded: list[Tensor] = []
-    sampler = RandomSampler(agent.device, seed)  # its own, so that evaluating changes nothing in training
 
-    def sizes_at(_: int) -> tuple[int, ...]:
-        return (IMAGE_SIZE,) if finished[0] else sizes  # once it is recorded, pictures for the video would be wasted
+    def sizes_at(row: int) -> tuple[int, ...]:
+        wanted = actor.sizes_at(row)  # once the video is recorded, pictures for it would be wasted
+        return (*wanted, VIDEO_SIZE) if video and not finished[0] else wanted
 
     with VectorEnv(config, envs, seed=seed, split="eval", sizes=sizes, sizes_at=sizes_at) as workers:
-        step, carry = workers.reset(), agent.initial(envs)
+        step = workers.reset()
         while True:
             first = step.is_first.numpy()
             returns = np.where(first, 0.0, returns + step.reward.numpy())
@@ -102,14 +145,13 @@ def evaluate(
                 recorded.append(step.frames[VIDEO_SIZE][0].clone())
             for env in np.flatnonzero(step.is_last.numpy()):
                 finished[env].append((float(returns[env]), bool(success[env]), int(lengths[env])))
+                if len(finished[env]) <= quota[env]:
+                    on_episode()
             if all(len(done) >= wanted for done, wanted in zip(finished, quota)):
                 break
             if stop():
                 return None
-            image, is_first = step.frames[IMAGE_SIZE].to(agent.device), step.is_first.to(agent.device)
-            with one_thread(agent.device):
-                action, carry, _ = agent.act(image, is_first, carry, sampler=sampler)
-            step = workers.step(action.cpu())
+            step = workers.step(actor.act(step))
     if video:
         write_video(video, torch.stack(recorded), VIDEO_FPS)
     rows = [row for done, wanted in zip(finished, quota) for row in done[:wanted]]

@@ -19,7 +19,7 @@ from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.device import describe_device, resolve_device
-from genreward_fast.training.evaluation import Evaluation, evaluate, success_text
+from genreward_fast.training.evaluation import AgentActor, Evaluation, evaluate, success_text
 from genreward_fast.training.policy import load_agent
 from genreward_fast.training.run_folder import RunFolder
 from genreward_fast.training.settings import RunConfig, check_seed
@@ -121,24 +121,30 @@ def evaluate_run(run: Path, episodes: int, envs: int | None, seed: int | None, d
     Raises:
         UserError: no run there, a damaged file, or a number below 1.
     """
-    for name, value in (("episodes", episodes), ("envs", envs)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
+    check_counts(episodes=episodes, envs=envs)
     if seed is not None:
         check_seed(seed)
     config, agent = load_agent(run, device)
     folder = RunFolder(run)
+    seed = config.train.seed if seed is None else seed
     result = evaluate(
-        agent,
+        AgentActor(agent, seed),
         config.env,
         episodes=episodes,
         envs=envs or config.train.envs,
-        seed=config.train.seed if seed is None else seed,
+        seed=seed,
         video=folder.video,
     )
     assert result is not None
     notes = [f"trained with {config.encoders.note}"] if config.encoders.note and config.reward.name != "none" else []
     return EvaluatedRun(config.env.task, result, folder.video, notes)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises UserError unless each is at least 1, or not given."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 class EvaluatedRun(NamedTuple):

@@ -20,7 +20,7 @@ from genreward_fast.rewards.base import RewardModel
 from genreward_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from genreward_fast.training.curves import draw_curves
 from genreward_fast.training.device import describe_device, keep_host_memory, resolve_device
-from genreward_fast.training.evaluation import Evaluation, evaluate
+from genreward_fast.training.evaluation import AgentActor, Evaluation, evaluate
 from genreward_fast.training.logger import Logger, Progress
 from genreward_fast.training.metrics import Meters, first_not_finite
 from genreward_fast.training.replay import Replay
@@ -269,7 +269,7 @@ class Trainer:
     def _evaluate(self, *, video: bool = False) -> Evaluation | None:
         train = self.config.train
         result = evaluate(
-            self.agent,
+            AgentActor(self.agent, train.seed),
             self.config.env,
             episodes=train.eval_episodes,
             envs=train.envs,

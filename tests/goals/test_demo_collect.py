@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.expert import expert_episode
@@ -62,6 +63,8 @@ def test_clips_end_with_the_first_success(whole: Path) -> None:
         # The rest is compression, of colour above all: upright and in order, or this would be tens of levels.
         assert (frames.float() - expected.float()).abs().mean() < 6
         assert demo.captions == captions("reach")
+        assert torch.equal(demo.actions(), torch.from_numpy(episode.actions))
+        assert len(demo.actions()) == len(frames) - 1
     assert not torch.equal(demos[0].frames()[0], demos[1].frames()[0])
 
 
@@ -94,11 +97,12 @@ def test_an_interrupted_set_becomes_the_same_set(
     assert contents(folder) == contents(whole)
 
 
-def test_a_lost_clip_is_made_again_and_the_rest_is_kept(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["reach-0000.mp4", "reach-0000.safetensors"])
+def test_a_lost_file_is_made_again_and_the_rest_is_kept(whole: Path, tmp_path: Path, lost: str) -> None:
     folder = tmp_path / "demos"
     shutil.copytree(whole, folder)
     kept = (folder / "clips/reach-0001.mp4").stat().st_mtime_ns
-    (folder / "clips/reach-0000.mp4").unlink()
+    (folder / "clips" / lost).unlink()
     collect(SMALL, folder, resume=True)
     assert contents(folder) == contents(whole)
     assert (folder / "clips/reach-0001.mp4").stat().st_mtime_ns == kept
@@ -127,6 +131,37 @@ def test_failed_starts_are_skipped_and_counted(tmp_path: Path, monkeypatch: pyte
     report = collect(SMALL, folder, resume=True)
     assert report[-1].endswith("from 10 starts: reach 1")
     assert len(read_demos(folder)) == 1
+
+
+def test_a_set_without_actions_is_kept_and_says_so(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demos"
+    shutil.copytree(whole, folder)
+    lines = [json.loads(line) for line in (folder / "demos.jsonl").read_text().splitlines()]
+    for line in lines:
+        (folder / line.pop("actions")).unlink()
+    (folder / "demos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = contents(folder)
+    collect(SMALL, folder, resume=True)
+    assert contents(folder) == before
+    with pytest.raises(UserError, match=r"reach-0000\.mp4: its actions are not recorded"):
+        read_demos(folder)[0].actions()
+
+
+def test_damaged_actions_are_named(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demos"
+    shutil.copytree(whole, folder)
+    path = folder / "clips/reach-0000.safetensors"
+    demo = read_demos(folder)[0]
+    for bad in (torch.full((5, 4), 2.0), torch.full((5, 4), torch.nan), torch.zeros(5), torch.zeros(5, 4).double()):
+        save_file({"action": bad}, path)
+        with pytest.raises(UserError, match=r"reach-0000\.safetensors: does not hold"):
+            demo.actions()
+    path.write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"reach-0000\.safetensors: damaged"):
+        demo.actions()
+    path.unlink()
+    with pytest.raises(UserError, match=r"reach-0000\.safetensors: no such file"):
+        demo.actions()
 
 
 def test_other_settings_are_refused(whole: Path) -> None:

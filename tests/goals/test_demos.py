@@ -142,6 +142,7 @@ SETTINGS = {"format": "genreward demonstrations", "version": 1}
         ({"file": "clips/b.mp4", "captions": ["push"]}, r"b\.mp4: is missing"),
         ({"file": "../clips/a.mp4", "captions": ["push"]}, "line 1: is not a clip's line"),
         ({"file": "clips/a.mp4", "captions": 3}, "line 1: is not a clip's line"),
+        ({"file": "clips/a.mp4", "captions": ["push"], "actions": "../a.safetensors"}, "line 1: is not a clip's line"),
         ({"captions": ["push"]}, "line 1: is not a clip's line"),
         ({"file": "clips/a.mp4", "captions": ["push"], "task": "fly"}, "line 1: is not a clip's line"),
         ({"file": "clips/a.mp4", "captions": ["push"], "number": "0"}, "line 1: is not a clip's line"),

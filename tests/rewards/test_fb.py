@@ -68,6 +68,39 @@ def test_update_reads_nothing_back_from_the_device(make, pairs, monkeypatch, cha
     assert reads.count == 1
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0, 5.0])
+def test_scores_come_from_weights_averaged_over_the_updates(make, pairs, power):
+    """With F and B of every update kept, it is the sum in which the i-th weighs i^(p + 1) − (i − 1)^(p + 1)."""
+    fb = make(averaging=power)
+    kept = []
+    for seed in range(6):
+        fb.update(pairs(32, seed=seed))
+        kept.append([parameters(fb.forward_net).double(), parameters(fb.backward_net).double()])
+    steps = torch.arange(7, dtype=torch.float64) ** (power + 1)
+    share = steps.diff() / steps[-1]
+    for index, average in enumerate((fb.forward_average, fb.backward_average)):
+        expected = sum(weight * each[index] for weight, each in zip(share, kept)).float()
+        torch.testing.assert_close(parameters(average), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(parameters(average), kept[-1][index].float(), rtol=1e-5, atol=1e-6)
+    feature, action = torch.randn(7, 5), torch.rand(7, 2)
+    before = fb.score(feature, action)
+    fb.forward_net.last.weight.data.add_(1)
+    fb._folded = None
+    assert torch.equal(fb.score(feature, action), before)
+
+
+def test_a_state_from_before_averaging_scores_as_it_did(make, pairs):
+    fb, old = make(), make(seed=1)
+    fb.update(pairs(32))
+    state = {name: value for name, value in fb.state_dict().items() if "average" not in name and name != "updates"}
+    old.load_state_dict(state)
+    assert torch.equal(parameters(old.forward_average), parameters(fb.forward_net))
+    assert torch.equal(parameters(old.backward_average), parameters(fb.backward_net))
+    old.update(pairs(32))  # the average begins anew
+    assert torch.equal(parameters(old.forward_average), parameters(old.forward_net))
+    assert "updates" not in state
+
+
 def test_pairs_across_episodes_are_left_out(make, pairs):
     batch = pairs(32)
     first = torch.zeros(32, 2, dtype=torch.bool)
@@ -119,8 +152,8 @@ def test_score_is_f_at_the_goal_times_b_of_the_goal(make, pairs, reduce):
         fb.update(pairs(32, seed=seed))
         feature, action = torch.randn(7, 5), torch.rand(7, 2)
         with torch.no_grad():
-            z = fb.backward_net(fb.goal)
-            heads = fb.forward_net(feature, action, z.expand(7, -1)) @ z
+            z = fb.backward_average(fb.goal)
+            heads = fb.forward_average(feature, action, z.expand(7, -1)) @ z
         expected = heads.min(0).values if reduce == "min" else heads.mean(0)
         torch.testing.assert_close(fb.score(feature, action), expected, rtol=1e-4, atol=1e-4)
 
@@ -133,8 +166,8 @@ def test_an_actor_changes_neither_the_first_weights_nor_how_a_score_is_made(make
     assert torch.equal(plain.score(feature, action), fb.score(feature, action))
     fb.update(pairs(32))
     with torch.no_grad():
-        z = fb.backward_net(fb.goal)
-        expected = (fb.forward_net(feature, action, z.expand(7, -1)) @ z).mean(0)
+        z = fb.backward_average(fb.goal)
+        expected = (fb.forward_average(feature, action, z.expand(7, -1)) @ z).mean(0)
     torch.testing.assert_close(fb.score(feature, action), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -184,8 +217,8 @@ def test_features_are_standardised_by_what_was_seen(make, pairs):
     torch.testing.assert_close(seen.std(0, correction=0), torch.ones(5), rtol=1e-3, atol=1e-3)
     action = torch.rand(len(rows), 2)
     with torch.no_grad():
-        z = fb.backward_net(fb.seen(fb.goal))
-        expected = (fb.forward_net(seen, action, z.expand(len(rows), -1)) @ z).mean(0)
+        z = fb.backward_average(fb.seen(fb.goal))
+        expected = (fb.forward_average(seen, action, z.expand(len(rows), -1)) @ z).mean(0)
     torch.testing.assert_close(fb.score(rows, action), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -67,7 +67,7 @@ def trained(draw, **changes) -> ForwardBackward:
 
 def test_the_learned_measure_is_the_true_one(draw, r_squared):
     fb = trained(draw)
-    learned, truth = learned_measure(fb.forward_net, fb.backward_net), true_measure()
+    learned, truth = learned_measure(fb.forward_average, fb.backward_average), true_measure()
     assert r_squared(learned, truth) > 0.95
     # A density, so it must be right in size too.
     assert 0.9 < (learned.mean() / truth.mean()).item() < 1.1
@@ -81,7 +81,7 @@ def test_the_learned_measure_is_the_true_one(draw, r_squared):
 def test_the_minimum_over_heads_makes_it_too_small(draw, r_squared):
     """Why the heads are averaged by default: nothing is maximised over, so the minimum is a bias and no safeguard."""
     smaller = trained(draw, reduce="min")
-    learned, truth = learned_measure(smaller.forward_net, smaller.backward_net), true_measure()
+    learned, truth = learned_measure(smaller.forward_average, smaller.backward_average), true_measure()
     assert learned.mean() < 0.9 * truth.mean()
     assert r_squared(learned, truth) < 0.95
 

@@ -79,10 +79,10 @@ def train(pairs_of):
     """Makes FB learn from random behaviour of a point mass, in fresh states at every update."""
 
     @functools.cache
-    def trained(world: PointMass, updates: int, **changes) -> ForwardBackward:
+    def trained(world: PointMass, updates: int, seed: int = 0, **changes) -> ForwardBackward:
         config = {"z_dim": 16, "hidden": 64, "lr": 2e-3, "tau": 0.05, "gamma": GAMMA, "batch": 256} | changes
-        fb = ForwardBackward(FBConfig(**config), world.features(GOAL), action_size=1, device="cpu", seed=0)
-        generator = torch.Generator().manual_seed(1)
+        fb = ForwardBackward(FBConfig(**config), world.features(GOAL), action_size=1, device="cpu", seed=seed)
+        generator = torch.Generator().manual_seed(100 + seed)
         for _ in range(updates):
             state = world.states(256, generator)
             action = torch.stack([world.actions(256, generator) for _ in range(2)], dim=1)
@@ -101,16 +101,24 @@ def test_the_series_is_a_density(fresh_generator):
     torch.testing.assert_close(mean, torch.full_like(mean, 1 / (1 - GAMMA)), rtol=0.1, atol=0)
 
 
-def test_the_learned_measure_is_the_true_one_in_states_never_seen(train, r_squared):
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
+def test_the_learned_measure_is_the_true_one_in_states_never_seen(train, r_squared, seed):
     world, generator = PointMass(shove=0.06, jitter=0.1), torch.Generator().manual_seed(2)
-    fb = train(world, 1500, z_dim=20, lr=4e-3)
+    fb = train(world, 4000, seed, z_dim=20, hidden=96, lr=4e-3)
     state, goal = world.states(200, generator), world.states(200, generator)
     action = world.actions(200, generator)
     with torch.no_grad():
         z = fb.sample_z(world.features(goal))
-        learned = fb.forward_net(world.features(state), action, z).mean(0) @ fb.backward_net(world.features(goal)).T
+        learned, noisy = (
+            forward_net(world.features(state), action, z).mean(0) @ backward_net(world.features(goal)).T
+            for forward_net, backward_net in (
+                (fb.forward_average, fb.backward_average),
+                (fb.forward_net, fb.backward_net),
+            )
+        )
     truth = world.measure(state, action, goal)
-    assert r_squared(learned, truth) > 0.9
+    assert r_squared(learned, truth) >= 0.95
+    assert r_squared(noisy, truth) < r_squared(learned, truth)  # what the average is for
     assert 0.9 < (learned.mean() / truth.mean()).item() < 1.1
 
 
