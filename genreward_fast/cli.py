@@ -19,6 +19,7 @@ from genreward_fast.commands.doctor import doctor
 from genreward_fast.commands.evaluate import evaluate
 from genreward_fast.commands.export import export
 from genreward_fast.commands.finetune import finetune
+from genreward_fast.commands.fit import fit
 from genreward_fast.commands.generate import generate
 from genreward_fast.commands.goal import goal
 from genreward_fast.commands.report import report
@@ -35,7 +36,7 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, demos, doctor, evaluate, export, finetune, generate, goal, report, train):
+for _command in (bench, demos, doctor, evaluate, export, finetune, fit, generate, goal, report, train):
     genreward.add_command(_command)
 
 

@@ -86,6 +86,8 @@ class Overrides:
     fb_steps: int | None = None
     fb_next_action: str | None = None
     fb_standardise: bool | None = None
+    reward_weights: str | None = None
+    exploration: float | None = None
 
     vae: str | None = None
     dino: str | None = None
@@ -116,6 +118,12 @@ class Overrides:
 # Flags that belong to FB, and what its settings call them.
 FB_SETTINGS = {"fb_next_action": "next_action", "fb_standardise": "standardise_features"}
 
+# Flags of the reward whose settings are called otherwise.
+REWARD_SETTINGS = {"reward": "name", "reward_weights": "weights"}
+
+# The rewards with a bonus for exploring, and where their settings are.
+EXPLORING = {"diffusion-reward": "diffusion", "viper": "viper"}
+
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
 RESUMABLE = (
     "steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes", "overlap",
@@ -138,12 +146,17 @@ def apply(config: RunConfig, overrides: Overrides) -> RunConfig:
     given = overrides.given()
     if "task" in given:
         given["task"] = canonical(given["task"])
-    if "reward" in given:
-        given["name"] = given.pop("reward")
-    fb = {setting: given.pop(flag) for flag, setting in FB_SETTINGS.items() if flag in given}
-    config = replace(config, reward=replace(config.reward, fb=replace(config.reward.fb, **fb)))
+    nested = {"fb": {setting: given.pop(flag) for flag, setting in FB_SETTINGS.items() if flag in given}}
+    if "exploration" in given:
+        name = given.get("reward", config.reward.name)
+        if name not in EXPLORING:
+            raise UserError(f"--exploration: {name} has no bonus for exploring; only {' and '.join(EXPLORING)} have")
+        nested[EXPLORING[name]] = {"exploration": given.pop("exploration")}
+    changed = {name: replace(getattr(config.reward, name), **values) for name, values in nested.items()}
+    changed |= {setting: given.pop(flag) for flag, setting in REWARD_SETTINGS.items() if flag in given}
+    config = replace(config, reward=replace(config.reward, **changed))
     rooms = {}
-    for room in ("env", "agent", "reward", "encoders", "train"):
+    for room in ("env", "agent", "encoders", "reward", "train"):  # --weights are the encoders'
         current = getattr(config, room)
         mine = {field.name: given.pop(field.name) for field in fields(current) if field.name in given}
         rooms[room] = replace(current, **mine)
