@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from genreward_fast.config import FB_SETTINGS, PRESETS, Overrides, apply, resolve, resume_config
+from genreward_fast.config import FB_SETTINGS, PRESETS, REWARD_SETTINGS, Overrides, apply, resolve, resume_config
 from genreward_fast.errors import UserError
 from genreward_fast.training.settings import RunConfig, TrainConfig
 
@@ -36,7 +36,7 @@ def test_every_flag_reaches_exactly_one_room(field):
         "task": "reach", "camera": "corner2", "rendering": "quality", "size": "25M", "dtype": "float32",
         "reward": "none", "credit": "closing", "vae": "x", "dino": "x", "clip": "x", "weights": "random",
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
-        "clip_frames": 8, "fb_steps": 6000,
+        "clip_frames": 8, "fb_steps": 6000, "reward_weights": "x",
     }  # fmt: skip
     before = resolve("paper", Overrides())
     if field in FB_SETTINGS:
@@ -46,12 +46,17 @@ def test_every_flag_reaches_exactly_one_room(field):
         assert fb != before.reward.fb
         assert after == replace(before, reward=replace(before.reward, fb=fb))
         return
-    name = {"reward": "name"}.get(field, field)
+    if field == "exploration":
+        after = apply(before, Overrides(reward="viper", exploration=240))
+        viper = replace(before.reward.viper, exploration=240)
+        assert after == replace(before, reward=replace(before.reward, name="viper", viper=viper))
+        return
+    name = REWARD_SETTINGS.get(field, field)
     owners = [room for room in ROOMS if name in {f.name for f in dataclasses.fields(getattr(before, room))}]
-    assert len(owners) == 1, "the first of several rooms would win"
+    assert len(owners) == 1 or name == "weights", "the first of several rooms would win"
     after = apply(before, Overrides(**{field: values.get(field, 240)}))
     changed = [room for room in ROOMS if getattr(before, room) != getattr(after, room)]
-    assert len(changed) == 1
+    assert changed == (["reward"] if field in REWARD_SETTINGS else owners[-1:])
     wanted = values.get(field, 240)
     assert getattr(getattr(after, changed[0]), name) == wanted
 

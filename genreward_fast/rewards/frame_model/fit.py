@@ -17,8 +17,9 @@ from genreward_fast.rewards.frame_model.expert_frames import ExpertFrames, read_
 from genreward_fast.rewards.frame_model.folder import CODEC, FORMAT, MODEL, RECORD, save_whole
 from genreward_fast.rewards.frame_model.stage import CHECKPOINT, Stage, load_checkpoint, run_stage
 
-RESTART_EVERY = 100
-"""Updates between two looks at which codes are used, during the first half of the codec's."""
+RESTART_EVERY = 20
+"""Updates between two looks at which codes are used, during the first three quarters of the codec's: a codebook that is
+left alone soon collapses to a few codes, and the model of the codes then has nothing to tell frames apart by."""
 AT_ONCE = 256
 """Frames that are encoded in one call."""
 
@@ -101,7 +102,7 @@ def _fit_codec(
 
     def loss(step: int) -> Tensor:
         batch = frames[torch.randint(len(frames), (config.batch_size,))].to(config.device)
-        if step % RESTART_EVERY == 0 and 2 * step < config.steps:
+        if step % RESTART_EVERY == 0 and 4 * step < 3 * config.steps:
             codec.restart_unused(batch)
         return codec.loss(batch)
 
