@@ -19,7 +19,7 @@ from genreward_fast.rewards.frame_model.expert_frames import read_expert_frames
 from genreward_fast.rewards.registry import make_reward
 
 NAMES = ("diffusion-reward", "viper")
-STEPS = 40
+STEPS = 30
 
 
 def config_of(name, data, out, **changes) -> FitConfig:
@@ -66,13 +66,11 @@ def denoising_nats(network, codes):
 
 
 def test_a_held_out_expert_is_likelier_than_random_frames(fitted, expert_clip):
-    """Random ones are what the codec makes of random codes, so that it is not at fault."""
+    """Random ones are random codes: what a codec makes of pixels it has never seen may be any of the usual ones."""
     torch.manual_seed(0)
     name, result = fitted
     reward = loaded(name, result)
-    expert = expert_clip(77)[:16]
-    random = reward.codec.decode(torch.randint(128, (16, 16)))
-    codes = [reward.features(frames).long() for frames in (expert, random)]
+    codes = [reward.features(expert_clip(77)[:16]).long(), torch.randint(128, (16, 16))]
     if name == "viper":
         nats = [-reward._score(each[None], 16).mean() for each in codes]
     else:

@@ -37,9 +37,9 @@ def weights(request, tmp_path_factory):
 
 def small_config(name, folder, **flags) -> RunConfig:
     values = {
-        "task": "reach", "device": "cpu", "steps": 60, "envs": 2, "prefill": 20, "train_ratio": 4,
+        "task": "reach", "device": "cpu", "steps": 60, "envs": 1, "prefill": 20, "train_ratio": 4,
         "env_reward": "sparse", "episode_length": 32, "release_delay": 8, "eval_every": 0, "eval_episodes": 1,
-        "log_every": 1, "reward": name, "reward_weights": str(folder), "exploration": 0.5, "checkpoint_minutes": 60.0,
+        "log_every": 4, "reward": name, "reward_weights": str(folder), "exploration": 0.5, "checkpoint_minutes": 60.0,
     } | flags  # fmt: skip
     config = apply(resolve("tiny", Overrides()), Overrides(**values))
     agent = dataclasses.replace(config.agent, network=SMALL, batch_size=2, batch_length=4)
@@ -78,6 +78,8 @@ def test_a_run_of_60_steps_and_what_it_is_resumed_with(weights, tmp_path, capsys
     (out / "config.json").write_text(json.dumps(config).replace(str(folder), str(tmp_path / "other")))
     assert main(resumed) == 2
     assert "the checkpoint's reward has codec" in capsys.readouterr().err
+    if name == "viper":  # what follows is the same for both, and each run starts processes
+        return
     (out / "config.json").write_text(json.dumps(config))
     assert main(resumed) == 0
     assert json.loads((out / "summary.json").read_text())["env_steps"] == 64

@@ -9,12 +9,14 @@ log p by its variational bound along the path x_T, ..., x_1 that led to the samp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from diffusers import VQDiffusionScheduler
 from diffusers.schedulers.scheduling_vq_diffusion import index_to_log_onehot
 from torch import Tensor
 
+Schedule = Any
+"""diffusers' `VQDiffusionScheduler`, whose attributes the library gives to type checkers as unknown."""
 Predict = Callable[[Tensor, int], Tensor]
 """Noised codes (B, L), timestep -> log p(x_0), (B, vocabulary, L)."""
 
@@ -37,8 +39,14 @@ def gumbel_noise(steps: int, vocabulary: int, length: int, scale: float, seed: i
     return -scale * (-uniform.clamp(min=1e-30).log()).clamp(min=1e-30).log()
 
 
+def log_one_hot(codes: Tensor, schedule: Schedule) -> Tensor:
+    """(B, L) int64 codes to (B, vocabulary, L) float32, as the schedule takes a p(x_0) that is certain."""
+    one_hot: Any = index_to_log_onehot
+    return one_hot(codes, schedule.num_embed)[:, :-1]
+
+
 def sampled_bound(
-    predict: Predict, schedule: VQDiffusionScheduler, steps: Sequence[tuple[int, int]], noise: Tensor, count: int
+    predict: Predict, schedule: Schedule, steps: Sequence[tuple[int, int]], noise: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """Samples a frame for each of `count` pasts, and says how sure the model was.
 
@@ -61,7 +69,7 @@ def sampled_bound(
         codes = (log_p + gumbel[: log_p.shape[1]]).argmax(1)
     _, _, last = path.pop()
     bound = last.gather(1, codes.unsqueeze(1)).sum((1, 2))
-    log_sample = index_to_log_onehot(codes, schedule.num_embed)[:, :-1]
+    log_sample = log_one_hot(codes, schedule)
     for posterior, noised, log_p in path:
         log_q = schedule.q_posterior(log_sample, noised, posterior)
         bound -= (log_q.exp() * (log_q - log_p)).sum((1, 2))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from diffusers import VQDiffusionScheduler
-from diffusers.schedulers.scheduling_vq_diffusion import index_to_log_onehot
 from torch import Tensor
 
 from genreward_fast.rewards.config import DiffusionRewardConfig
-from genreward_fast.rewards.diffusion_reward.bound import Predict
+from genreward_fast.rewards.diffusion_reward.bound import Predict, Schedule, log_one_hot
 from genreward_fast.rewards.diffusion_reward.network import PAST_FRAMES, NextFrameNetwork, build_network
 from genreward_fast.rewards.diffusion_reward.scores import Entropy
 from genreward_fast.rewards.fitting import FitConfig, FitResult
@@ -28,7 +28,7 @@ def fit_diffusion_reward(config: FitConfig) -> FitResult:
     return fit_frame_model(config, FrameModel(build=build_network, rows=_rows, loss=_loss, scores=_scores))
 
 
-def noised(codes: Tensor, schedule: VQDiffusionScheduler, timestep: int) -> Tensor:
+def noised(codes: Tensor, schedule: Schedule, timestep: int) -> Tensor:
     """A draw from q(x_t | x_0): (B, L) codes, each kept, masked, or replaced by any code, alike."""
     keep, mask = (table[timestep].exp() for table in (schedule.log_cumprod_at, schedule.log_cumprod_ct))
     chance = torch.rand(codes.shape, device=codes.device)
@@ -36,7 +36,7 @@ def noised(codes: Tensor, schedule: VQDiffusionScheduler, timestep: int) -> Tens
     return torch.where(chance < keep, codes, torch.where(chance < keep + mask, schedule.mask_class, replaced))
 
 
-def denoising_loss(predict: Predict, schedule: VQDiffusionScheduler, codes: Tensor, timestep: int) -> Tensor:
+def denoising_loss(predict: Predict, schedule: Schedule, codes: Tensor, timestep: int) -> Tensor:
     """Nats per code: KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)), or −log p(x_0 | x_1) at the first timestep.
 
     Added is the auxiliary −log p(x_0 | x_t), weighted with λ (2 − t/T).
@@ -50,7 +50,7 @@ def denoising_loss(predict: Predict, schedule: VQDiffusionScheduler, codes: Tens
     direct = -log_x0.gather(1, codes.unsqueeze(1)).mean()
     if timestep == 0:
         return (1 + 2 * AUXILIARY) * direct
-    log_true = schedule.q_posterior(index_to_log_onehot(codes, schedule.num_embed)[:, :-1], seen, timestep)
+    log_true = schedule.q_posterior(log_one_hot(codes, schedule), seen, timestep)
     log_p = schedule.q_posterior(log_x0, seen, timestep)
     divergence = (log_true.exp() * (log_true - log_p)).sum(1).mean()
     return divergence + AUXILIARY * (2 - timestep / len(schedule.log_at)) * direct
@@ -66,8 +66,8 @@ def _loss(network: NextFrameNetwork, codes: Tensor, rows: Tensor, batch_size: in
     batch = codes[rows[torch.randint(len(rows), (batch_size,))].to(codes.device)]
     losses = []
     for part in batch.chunk(TIMESTEPS_AT_ONCE):
-        past, timestep = part[:, :-1], int(torch.randint(len(schedule.log_at), ()))
-        loss = denoising_loss(lambda seen, t, past=past: network(seen, past, t), schedule, part[:, -1], timestep)
+        predict = functools.partial(network.predict, part[:, :-1])
+        loss = denoising_loss(predict, schedule, part[:, -1], int(torch.randint(len(schedule.log_at), ())))
         losses.append(loss * len(part) / len(batch))
     return torch.stack(losses).sum()
 

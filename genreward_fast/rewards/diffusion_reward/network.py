@@ -11,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from genreward_fast.encoders.sources import check_loading_info, loading, read_model_config
+from genreward_fast.rewards.diffusion_reward.bound import Schedule
 from genreward_fast.rewards.frame_model.codec import FrameCodec
 
 PAST_FRAMES = 2
@@ -66,10 +67,15 @@ class NextFrameNetwork(ModelMixin, ConfigMixin):
         step = torch.tensor(timestep, device=noised.device)
         return self.transformer(noised, encoder_hidden_states=shown, timestep=step).sample
 
-    def noise_schedule(self) -> VQDiffusionScheduler:
+    def predict(self, past: Tensor, noised: Tensor, timestep: int) -> Tensor:
+        """`forward`, with the past in front."""
+        module: Any = self
+        return module(noised, past, timestep)
+
+    def noise_schedule(self) -> Schedule:
         """Of `timesteps` steps, on the network's device."""
         settings: Any = self.config
-        schedule = VQDiffusionScheduler(settings.vocabulary + 1, settings.timesteps)
+        schedule: Schedule = VQDiffusionScheduler(settings.vocabulary + 1, settings.timesteps)
         schedule.set_timesteps(settings.timesteps, self.past_places.device)  # moves its tables
         return schedule
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,5 @@ class Entropy:
         return torch.cat([self._bound(part) for part in pasts.split(AT_ONCE)])
 
     def _bound(self, past: Tensor) -> Tensor:
-        def predict(noised: Tensor, timestep: int) -> Tensor:
-            return self.network(noised, past, timestep)
-
+        predict = functools.partial(self.network.predict, past)
         return sampled_bound(predict, self.schedule, self.steps, self.noise, len(past))[0]

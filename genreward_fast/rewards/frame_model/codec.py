@@ -51,14 +51,14 @@ class FrameCodec(nn.Module):
             UserError: it has more codes than can be kept.
         """
         super().__init__()
-        self.model: Any = model  # the library gives its attributes to type checkers as unknown
-        config = self.model.config
+        network: Any = model  # the library gives its attributes to type checkers as unknown
+        self.model, config = network, network.config
         self.vocabulary: int = config.num_vq_embeddings
         if self.vocabulary > MOST_CODES:
             raise UserError(f"a codec of {self.vocabulary} codes: at most {MOST_CODES} can be kept; fit a smaller one")
         self.grid = SIZE // 2 ** (len(config.block_out_channels) - 1)
         self.length = self.grid**2
-        self.model.quantize.legacy = False  # its default weighs codebook and commitment the wrong way round
+        network.quantize.legacy = False  # its default weighs codebook and commitment the wrong way round
         self.register_buffer("used", torch.zeros(self.vocabulary))
 
     @property

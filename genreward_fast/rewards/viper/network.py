@@ -15,7 +15,7 @@ from genreward_fast.rewards.frame_model.codec import FrameCodec
 FRAMES = 16
 """That fit into the context: the present one and 15 before it."""
 
-ARCHITECTURES: dict[str, dict[str, int]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "paper": {"n_layer": 8, "n_head": 8, "n_embd": 512},
     "tiny": {"n_layer": 2, "n_head": 4, "n_embd": 64},
 }
@@ -41,7 +41,8 @@ def read_network(folder: Path, option: str) -> GPT2LMHeadModel:
     """
     read_model_config(folder, "model_type", "gpt2", option)
     with loading("a GPT-2 of codes", folder, option):
-        network, info = GPT2LMHeadModel.from_pretrained(
+        model: Any = GPT2LMHeadModel  # the library's annotations do not know that two things may come back
+        network, info = model.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from genreward_fast.encoders.fingerprint import fingerprint
@@ -25,7 +27,8 @@ def viper(config: RewardConfig, device: torch.device | str, seed: int = 0) -> Fr
     settings = config.viper
     folder, record = fitted_folder(config.weights, NAME)
     codec = read_codec(folder / CODEC, OPTION)
-    network = read_network(folder / MODEL, OPTION).to(device).requires_grad_(False)
+    network: Any = read_network(folder / MODEL, OPTION).requires_grad_(False)
+    network.to(device)
     context = network.config.n_positions // codec.length
     if settings.window > context:
         raise UserError(f"{folder}: its model has a context of {context} frames, but windows have {settings.window}")
