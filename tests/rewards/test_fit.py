@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from genreward_fast.cli import main
 from genreward_fast.errors import Interrupted, TrainingDiverged, UserError
-from genreward_fast.rewards.config import RewardConfig, ViperConfig
+from genreward_fast.rewards.config import RewardConfig
 from genreward_fast.rewards.diffusion_reward.fit import denoising_loss
 from genreward_fast.rewards.fitting import FITTERS, FitConfig, fit
 from genreward_fast.rewards.frame_model import stage
+from genreward_fast.rewards.frame_model.config import ViperConfig
 from genreward_fast.rewards.frame_model.expert_frames import read_expert_frames
 from genreward_fast.rewards.registry import make_reward
 
@@ -99,7 +100,7 @@ def test_a_run_that_was_interrupted_gives_the_same_bits(name, stopped, demonstra
     monkeypatch.setattr(stage, "StopSignal", lambda: StopAt(*stopped))
     monkeypatch.setattr(stage, "generator_of", counting(stage.generator_of))
     config = config_of(name, demonstrations, tmp_path / "run", steps=3)
-    with pytest.raises(Interrupted, match=f"update {stopped[1]} of 3 of {stopped[0]}"):
+    with pytest.raises(Interrupted, match=f"update {stopped[1]} of 3 of the {stopped[0]}"):
         fit(config)
     assert not (config.out / "fit.json").exists()
     monkeypatch.undo()

@@ -8,9 +8,10 @@ import torch
 
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.base import WHOLE_RUN, RewardModel, total
-from genreward_fast.rewards.config import DiffusionRewardConfig, RewardConfig, ViperConfig
+from genreward_fast.rewards.config import RewardConfig
 from genreward_fast.rewards.frame_model.bonus import NoveltyBonus
 from genreward_fast.rewards.frame_model.codec import FrameCodec, build_codec
+from genreward_fast.rewards.frame_model.config import DiffusionRewardConfig, ViperConfig
 from genreward_fast.rewards.frame_model.reward import FrameModelReward
 from genreward_fast.types import Batch, Window
 

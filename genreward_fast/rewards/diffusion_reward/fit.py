@@ -7,11 +7,11 @@ import functools
 import torch
 from torch import Tensor
 
-from genreward_fast.rewards.config import DiffusionRewardConfig
 from genreward_fast.rewards.diffusion_reward.bound import Predict, Schedule, log_one_hot
 from genreward_fast.rewards.diffusion_reward.network import PAST_FRAMES, NextFrameNetwork, build_network
 from genreward_fast.rewards.diffusion_reward.scores import Entropy
 from genreward_fast.rewards.fitting import FitConfig, FitResult
+from genreward_fast.rewards.frame_model.config import DiffusionRewardConfig
 from genreward_fast.rewards.frame_model.expert_frames import ExpertFrames
 from genreward_fast.rewards.frame_model.fit import FrameModel, fit_frame_model
 

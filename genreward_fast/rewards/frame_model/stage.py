@@ -73,7 +73,8 @@ def run_stage(
     def require_finite() -> None:
         if not total.isfinite():
             raise TrainingDiverged(
-                f"{config.out}: the loss of {stage.name} is not finite, at update {step}; begin anew with a lower --lr"
+                f"{config.out}: the loss of the {stage.name} is not finite, at update {step}; "
+                "fit with a lower --lr, to another folder"
             )
 
     def save() -> None:
@@ -107,11 +108,12 @@ def run_stage(
                 bar.set_postfix(loss=f"{mean:.4f}")
             if stop.number:
                 save()
-                done = f"stopped after update {step} of {config.steps} of {stage.name}"
+                done = f"stopped after update {step} of {config.steps} of the {stage.name}"
                 raise Interrupted(stop.number, f"{done}; the same command with --resume goes on")
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
+    save()  # what follows may be interrupted, too
     stage.module.eval()
     return losses
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from genreward_fast.rewards.config import ViperConfig
 from genreward_fast.rewards.fitting import FitConfig, FitResult
+from genreward_fast.rewards.frame_model.config import ViperConfig
 from genreward_fast.rewards.frame_model.expert_frames import ExpertFrames
 from genreward_fast.rewards.frame_model.fit import FrameModel, fit_frame_model
 from genreward_fast.rewards.viper.network import FRAMES, build_network, code_log_likelihood
