@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.sources import check_loading_info, loading, read_model_config
 from genreward_fast.errors import UserError
+from genreward_fast.kernels.precision import exact_products
 
 SIZE = 64
 """Side in pixels of the frames, which is that of the agent's own."""
@@ -72,9 +74,10 @@ class FrameCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """(N, 64, 64, 3) uint8 to (N, length) int64, row by row."""
-        vectors = self.model.encode(_pixels(frames)).latents.permute(0, 2, 3, 1).flatten(1, 2)
-        return torch.cdist(vectors, self.codebook.expand(len(vectors), -1, -1)).argmin(-1)
+        """(N, 64, 64, 3) uint8 to (N, length) int64, row by row. Rounding must not choose codes: without TF32."""
+        with exact_products() if frames.is_cuda else nullcontext():
+            vectors = self.model.encode(_pixels(frames)).latents.permute(0, 2, 3, 1).flatten(1, 2)
+            return torch.cdist(vectors, self.codebook.expand(len(vectors), -1, -1)).argmin(-1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
