@@ -56,7 +56,7 @@ def denoising_loss(predict: Predict, schedule: Schedule, codes: Tensor, timestep
     return divergence + AUXILIARY * (2 - timestep / len(schedule.log_at)) * direct
 
 
-def _rows(expert: ExpertFrames, _: NextFrameNetwork) -> Tensor:
+def _rows(expert: ExpertFrames) -> Tensor:
     """(F, 3): two past frames and the one to predict; a clip's first frame predicts itself."""
     return expert.leading_to(PAST_FRAMES + 1)
 

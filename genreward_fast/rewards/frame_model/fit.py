@@ -31,13 +31,13 @@ class FrameModel:
     Attributes:
         build: an untrained network for a codec's codes, with weights from the global generator; it has diffusers' and
             transformers' `save_pretrained`.
-        loss: network, all codes (F, L), what `rows` gave, the batch size -> the loss of a batch that it draws.
         rows: the rows of the frames that make up each example, as `loss` and `scores` expect them.
-        scores: network, all codes, rows -> (M,) scores of expert frames as the reward computes them.
+        loss: network, all codes (F, L), rows, batch size -> the loss of a batch that it draws itself.
+        scores: network, all codes, rows -> (M,) scores of expert frames, as the reward computes them.
     """
 
     build: Callable[[FrameCodec, str], Any]
-    rows: Callable[[ExpertFrames, Any], Any]
+    rows: Callable[[ExpertFrames], Any]
     loss: Callable[[Any, Tensor, Any, int], Tensor]
     scores: Callable[[Any, Tensor, Any], Tensor]
 
@@ -65,7 +65,7 @@ def fit_frame_model(config: FitConfig, model: FrameModel) -> FitResult:
         codec, codec_losses = read_codec(config.out / CODEC, "--out").to(config.device), resumed["codec losses"]
     codec.eval()
     network = _seeded(config, lambda: model.build(codec, config.preset))
-    rows = model.rows(expert, network)
+    rows = model.rows(expert)
     codes = torch.cat([codec.encode(part.to(config.device)) for part in expert.frames.split(AT_ONCE)])
     stage = Stage(MODEL, network, lambda _: model.loss(network, codes, rows, config.batch_size))
     losses = run_stage(stage, config, identity | {"codec losses": codec_losses}, resumed)

@@ -25,7 +25,7 @@ def fit_viper(config: FitConfig) -> FitResult:
     return fit_frame_model(config, FrameModel(build=build_network, rows=_rows, loss=_loss, scores=_scores))
 
 
-def _rows(expert: ExpertFrames, _: GPT2LMHeadModel) -> Rows:
+def _rows(expert: ExpertFrames) -> Rows:
     return expert.windows(FRAMES)
 
 
