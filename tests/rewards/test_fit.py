@@ -79,6 +79,17 @@ def test_a_held_out_expert_is_likelier_than_random_frames(fitted, expert_clip):
     assert nats[0] < 0.9 * nats[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_with_more_updates_held_out_experts_are_rated_above_noise(name, demonstrations, expert_clip, tmp_path):
+    result = fit(config_of(name, demonstrations, tmp_path / "weights", steps=300, batch_size=8))
+    reward = loaded(name, result)
+    noise = torch.randint(0, 256, (48, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    experts = torch.cat([expert_clip(seed)[:16] for seed in (77, 78, 79)])
+    rated = [reward._score(reward.features(frames).long().view(3, 16, -1), 16).mean() for frames in (experts, noise)]
+    assert rated[0] > rated[1] + 3
+
+
 def test_the_saved_reward_is_standardised_by_what_experts_scored(fitted, demonstrations):
     """Mean 0 and deviation 1 over the demonstrations, by an evaluation of our own."""
     name, result = fitted
