@@ -44,7 +44,7 @@ def _genreward(
 
 
 def _diffusion_reward(
-    config: RewardConfig, _: object, __: object, action_size: int, device: torch.device | str, seed: int
+    config: RewardConfig, goal: object, encoders: object, action_size: int, device: torch.device | str, seed: int
 ) -> RewardModel:
     from genreward_fast.rewards.diffusion_reward.reward import diffusion_reward
 
@@ -52,7 +52,7 @@ def _diffusion_reward(
 
 
 def _viper(
-    config: RewardConfig, _: object, __: object, action_size: int, device: torch.device | str, seed: int
+    config: RewardConfig, goal: object, encoders: object, action_size: int, device: torch.device | str, seed: int
 ) -> RewardModel:
     from genreward_fast.rewards.viper.reward import viper
 
