@@ -98,6 +98,8 @@ class Overrides:
     fb_steps: int | None = None
     fb_next_action: str | None = None
     fb_standardise: bool | None = None
+    reward_weights: str | None = None
+    exploration: float | None = None
 
     vae: str | None = None
     dino: str | None = None
@@ -126,11 +128,17 @@ class Overrides:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-# Flags that belong to FB, and what its settings call them.
-FB_SETTINGS = {"fb_next_action": "next_action", "fb_standardise": "standardise_features"}
-
 CONTROL_ONLY = {field.name for field in fields(ControlConfig)} - {field.name for field in fields(EnvConfig)}
 """Flags of dm_control's environments alone."""
+
+# Flags that belong to the reward, and what its settings call them.
+REWARD_SETTINGS = {"reward": "name", "reward_weights": "weights"}
+# Flags that belong to a part of its settings, and what that calls them.
+REWARD_PART_SETTINGS = {
+    "fb": {"fb_next_action": "next_action", "fb_standardise": "standardise_features"},
+}
+# The rewards with a bonus for exploring, and where their settings are.
+EXPLORING = {"diffusion-reward": "diffusion", "viper": "viper"}
 
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
 RESUMABLE = (
@@ -153,15 +161,25 @@ def apply(config: RunConfig, overrides: Overrides) -> RunConfig:
     """`config` with the flags that were given, each in the room that it belongs to."""
     given = overrides.given()
     env = with_task(config.env, given.pop("task")) if "task" in given else config.env
-    if "reward" in given:
-        given["name"] = given.pop("reward")
-    fb = {setting: given.pop(flag) for flag, setting in FB_SETTINGS.items() if flag in given}
-    config = replace(config, reward=replace(config.reward, fb=replace(config.reward.fb, **fb)))
+    name = given.get("reward", config.reward.name)
+    reward = {setting: given.pop(flag) for flag, setting in REWARD_SETTINGS.items() if flag in given}
+    for part, settings in REWARD_PART_SETTINGS.items():
+        mine = {setting: given.pop(flag) for flag, setting in settings.items() if flag in given}
+        reward[part] = replace(getattr(config.reward, part), **mine)
+    if "exploration" in given:
+        if name not in EXPLORING:
+            raise UserError(f"--exploration: {name} has no bonus for exploring; only {' and '.join(EXPLORING)} have")
+        part = EXPLORING[name]
+        reward[part] = replace(getattr(config.reward, part), exploration=given.pop("exploration"))
     rooms: dict[str, Any] = {}
     for room in ("env", "agent", "reward", "encoders", "train"):
         current = env if room == "env" else getattr(config, room)
-        mine = {field.name: given.pop(field.name) for field in fields(current) if field.name in given}
-        rooms[room] = replace(current, **mine)
+        # A flag named like one of the reward's renamed settings is another room's: --weights is the encoders'.
+        names = {field.name for field in fields(current)} - (
+            set(REWARD_SETTINGS.values()) if room == "reward" else set()
+        )
+        mine = {name: given.pop(name) for name in names if name in given}
+        rooms[room] = replace(current, **mine, **(reward if room == "reward" else {}))
     if misplaced := sorted(CONTROL_ONLY & given.keys()):
         flag = misplaced[0].replace("_", "-")
         raise UserError(f"--{flag}: for tasks of dm_control such as walker-walk; {env.task} is one of Meta-World's")

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from genreward_fast.config import CONTROL_ONLY, FB_SETTINGS, PRESETS, Overrides, apply, resolve, resume_config
+from genreward_fast.config import (
+    CONTROL_ONLY,
+    PRESETS,
+    REWARD_PART_SETTINGS,
+    REWARD_SETTINGS,
+    Overrides,
+    apply,
+    resolve,
+    resume_config,
+)
 from genreward_fast.errors import UserError
 from genreward_fast.training.settings import RunConfig, TrainConfig
 
@@ -37,25 +46,32 @@ def test_every_flag_reaches_exactly_one_room(field):
         "reward": "none", "credit": "closing", "vae": "x", "dino": "x", "clip": "x", "weights": "random",
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
         "clip_frames": 8, "fb_steps": 6000, "distraction": "hard", "distraction_types": ("color",),
-        "dynamic_distractions": True, "backgrounds": "/videos",
+        "dynamic_distractions": True, "backgrounds": "/videos", "fb_next_action": "policy", "fb_standardise": True,
+        "reward_weights": "x", "vae_float8": True,
     }  # fmt: skip
     control = Overrides(task="walker-walk", distraction="easy")
     before = resolve("paper", control if field in CONTROL_ONLY else Overrides())
-    if field in FB_SETTINGS:
-        value = {"fb_next_action": "policy", "fb_standardise": True}[field]
-        after = apply(before, Overrides(**{field: value}))
-        fb = replace(before.reward.fb, **{FB_SETTINGS[field]: value})
-        assert fb != before.reward.fb
-        assert after == replace(before, reward=replace(before.reward, fb=fb))
+    for part, settings in REWARD_PART_SETTINGS.items():
+        if field in settings:
+            after = apply(before, Overrides(**{field: values[field]}))
+            changed = replace(getattr(before.reward, part), **{settings[field]: values[field]})
+            assert changed != getattr(before.reward, part)
+            assert after == replace(before, reward=replace(before.reward, **{part: changed}))
+            return
+    if field == "exploration":
+        after = apply(before, Overrides(reward="viper", exploration=240))
+        viper = replace(before.reward.viper, exploration=240)
+        assert after == replace(before, reward=replace(before.reward, name="viper", viper=viper))
         return
-    name = {"reward": "name"}.get(field, field)
+    name = REWARD_SETTINGS.get(field, field)
     owners = [room for room in ROOMS if name in {f.name for f in dataclasses.fields(getattr(before, room))}]
+    if name in REWARD_SETTINGS.values():  # --weights is not the reward's
+        owners = ["reward"] if field in REWARD_SETTINGS else [room for room in owners if room != "reward"]
     assert len(owners) == 1, "the first of several rooms would win"
     after = apply(before, Overrides(**{field: values.get(field, 240)}))
-    changed = [room for room in ROOMS if getattr(before, room) != getattr(after, room)]
-    assert len(changed) == 1
+    assert [room for room in ROOMS if getattr(before, room) != getattr(after, room)] == owners
     wanted = values.get(field, 240)
-    assert getattr(getattr(after, changed[0]), name) == wanted
+    assert getattr(getattr(after, owners[0]), name) == wanted
 
 
 def test_unknown_fields_and_damaged_files_are_refused(tmp_path):

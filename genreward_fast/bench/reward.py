@@ -1,7 +1,8 @@
 """Latency of the generated reward per environment step and per window, beside the released code's way (`released.py`).
 
 A step is what each new frame costs: its feature. A window is what one that closes costs: both levels. Times are wall
-times up to a result that is there, for all environments together. Both get the same weights and the same frames.
+times up to a result that is there, for all environments together. Both get the same weights and the same frames. The
+rewards of other papers that are fitted before (`fitted_rewards.py`) stand beside them, with their own, shorter windows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genreward_fast.bench.fitted_rewards import calls_of, fitted_rewards
 from genreward_fast.bench.reward_subjects import ACTIONS, Subjects
 from genreward_fast.bench.timing import device_name, table
 from genreward_fast.encoders.presets import EncoderConfig
@@ -161,9 +163,12 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
     """
     device = torch.device(request.device)
     subjects = Subjects(request.encoders, device)
+    fitted = fitted_rewards(request.encoders.preset, device)
     results = []
     for count in request.envs:
-        for way, calls in (("ours", our_calls(subjects, count)), ("released", released_calls(subjects, count))):
+        ways = {"ours": our_calls(subjects, count), "released": released_calls(subjects, count)}
+        ways |= {name: calls_of(reward, count) for name, reward in fitted.items()}
+        for way, calls in ways.items():
             print(f"{count} environments, {way}", file=sys.stderr, flush=True)
             for (unit, part), call in calls.items():
                 times = wall_times(call, device, request.seconds)

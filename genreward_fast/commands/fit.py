@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from genreward_fast.commands.fit_inverse_dynamics import inverse_dynamics
+from genreward_fast.commands.fit_reward import fit_reward_command
 
 
 @click.group()
@@ -13,3 +14,8 @@ def fit() -> None:
 
 
 fit.add_command(inverse_dynamics)
+for _reward, _text in (
+    ("diffusion-reward", "the codec and the diffusion model of Diffusion Reward"),
+    ("viper", "the codec and the video prediction model of VIPER"),
+):
+    fit.add_command(fit_reward_command(_reward, _text))

@@ -42,7 +42,7 @@ DEFAULT_PRESET = "tiny"
     "--resume", is_flag=True, help="Continue the run in --out from its checkpoint (from step 0 if it has none yet)."
 )
 @section("Reward")
-@click.option("--reward", help="genreward, or none for the environment's reward alone.")
+@click.option("--reward", help="genreward, diffusion-reward, viper, or none for the environment's reward alone.")
 @click.option("--env-reward", type=click.Choice(["dense", "sparse", "none"]), help="What the environment pays.")
 @click.option("--alpha", type=float, help="Weight α of the video level (a cosine).")
 @click.option("--beta", type=float, help="Weight β of the frame level (standardised).")
@@ -57,6 +57,8 @@ DEFAULT_PRESET = "tiny"
 @click.option("--fb-standardise/--no-fb-standardise", default=None, help="Whether FB sees standardised features.")
 @click.option("--no-video", is_flag=True, help="Ablation: leave the video level out.")
 @click.option("--no-fb", is_flag=True, help="Ablation: leave the frame level out.")
+@click.option("--reward-weights", help="Folder that genreward fit wrote, for diffusion-reward and viper.")
+@click.option("--exploration", type=float, help="Weight of their bonus for new frames.  [default: 0.95 and 0]")
 @section("Agent")
 @click.option("--size", help="tiny, 12M, 25M, 50M, 100M, 200M or 400M.")
 @click.option("--batch-size", type=int, help="Sequences in an update.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from genreward_fast.types import Batch, FrameSpec, Window
+
+WHOLE_RUN = sys.maxsize
+"""`learn_steps` of a reward that learns as long as the run goes on, and pays from the start."""
 
 
 @runtime_checkable
@@ -18,7 +22,7 @@ class RewardModel(Protocol):
     Attributes:
         frames: which pixels it must be given.
         learn_steps: environment steps during which `update` is to be called once per agent update; then `freeze` is
-            called once. 0 for a reward that does not learn.
+            called once. 0 for a reward that does not learn, `WHOLE_RUN` for one that is never frozen.
         frozen: whether learning is over (always true for a reward that does not learn).
     """
 

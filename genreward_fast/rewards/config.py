@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from genreward_fast.errors import UserError
+from genreward_fast.rewards.frame_model.config import DiffusionRewardConfig, ViperConfig
 from genreward_fast.types import FrameSpec
 
 Credit = Literal["closing", "spread"]
@@ -99,6 +100,8 @@ class RewardConfig:
         use_video, use_fb: False leaves a level out (ablations).
         fb_steps: environment steps during which FB learns; r_FB is 0 until then and FB is frozen afterwards.
         fb: FB's hyperparameters.
+        weights: for a reward that is fitted before: the folder that `genreward fit` wrote.
+        diffusion, viper: the settings of these rewards.
     """
 
     name: str = "genreward"
@@ -112,6 +115,9 @@ class RewardConfig:
     use_fb: bool = True
     fb_steps: int = 100_000
     fb: FBConfig = field(default_factory=FBConfig)
+    weights: str = ""
+    diffusion: DiffusionRewardConfig = field(default_factory=DiffusionRewardConfig)
+    viper: ViperConfig = field(default_factory=ViperConfig)
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
@@ -128,6 +134,23 @@ class RewardConfig:
             raise UserError(f"--credit must be closing or spread, not {self.credit!r}")
         if self.name == "genreward" and not (self.use_video or self.use_fb):
             raise UserError("--no-video and --no-fb together leave nothing of genreward; use --reward none")
+
+    @property
+    def uses_goal(self) -> bool:
+        """Whether the reward that `name` names compares anything with a goal."""
+        return self.name not in ("none", "diffusion-reward", "viper")
+
+    @property
+    def rows(self) -> int:
+        """Rows in a window of the reward that `name` names; an episode that is shorter is never paid."""
+        windows = {"none": 0, "diffusion-reward": self.diffusion.window, "viper": self.viper.window}
+        return windows.get(self.name, self.window)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows in one update of the reward that `name` names."""
+        pairs = {"diffusion-reward": self.diffusion.batch, "viper": self.viper.batch}
+        return pairs.get(self.name, self.fb.batch)
 
     @property
     def clip_steps(self) -> tuple[int, ...]:

@@ -43,9 +43,27 @@ def _genreward(
     )
 
 
+def _diffusion_reward(
+    config: RewardConfig, goal: object, encoders: object, action_size: int, device: torch.device | str, seed: int
+) -> RewardModel:
+    from genreward_fast.rewards.diffusion_reward.reward import diffusion_reward
+
+    return diffusion_reward(config, device, seed)
+
+
+def _viper(
+    config: RewardConfig, goal: object, encoders: object, action_size: int, device: torch.device | str, seed: int
+) -> RewardModel:
+    from genreward_fast.rewards.viper.reward import viper
+
+    return viper(config, device, seed)
+
+
 REWARDS: dict[str, Builder] = {
+    "diffusion-reward": _diffusion_reward,
     "genreward": _genreward,
     "none": lambda *_: NoReward(),
+    "viper": _viper,
 }
 
 
@@ -60,7 +78,7 @@ def make_reward(
     """The reward that `config.name` names. Only the encoders that it needs are loaded.
 
     Raises:
-        UserError: there is no reward of that name, or it needs a goal and none is given.
+        UserError: there is no reward of that name, or it needs a goal or weights and none are given.
     """
     if config.name not in REWARDS:
         raise UserError(f"--reward {config.name}: unknown; use one of {', '.join(sorted(REWARDS))}")

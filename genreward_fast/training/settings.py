@@ -102,10 +102,12 @@ class RunConfig:
         if self.agent.dtype == "float64":
             raise UserError("--dtype float64 is for checks and not for training; use bfloat16 or float32")
         frames = self.env.steps
-        if self.reward.name != "none" and self.reward.window > frames:
+        if self.reward.rows > frames:
+            window = f"--window {self.reward.rows}" if self.reward.uses_goal else f"the window of {self.reward.rows}"
+            lower = "lower --window or " if self.reward.uses_goal else ""
             raise UserError(
-                f"--window {self.reward.window} is longer than an episode of {frames} steps: no window would ever "
-                f"close; lower --window or raise --episode-length"
+                f"{window} is longer than an episode of {frames} steps: no window would ever close; "
+                f"{lower}raise --episode-length"
             )
         if self.reward.name == "genreward" and self.reward.use_fb and self.reward.fb_steps <= self.train.prefill:
             raise UserError(

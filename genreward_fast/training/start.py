@@ -16,6 +16,7 @@ from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.errors import UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
 from genreward_fast.goals.goal import Goal
+from genreward_fast.rewards.base import WHOLE_RUN
 from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.device import describe_device, resolve_device
@@ -55,7 +56,7 @@ def start_run(
     check_memory(config.agent, config.env.action_size, device)
     encoders = Encoders(config.clip_encoders, device, config.train.engine, say)
     the_goal = None
-    if config.reward.name != "none":
+    if config.reward.uses_goal:
         source = folder.goal if resume else goal
         the_goal = Goal.load(source) if source else default_goal(config, encoders)
     reward = make_reward(config.reward, the_goal, encoders, config.env.action_size, device, config.train.seed)
@@ -84,7 +85,7 @@ def start_run(
             say(f"{doing} {config.env.description} on {describe_device(device)}, in {out}")
             for note in notes:
                 say(f"note: {note}")
-            if reward.learn_steps >= config.train.steps:
+            if config.train.steps <= reward.learn_steps < WHOLE_RUN:
                 say(f"note: FB learns for {reward.learn_steps} steps (--fb-steps): within this run it pays nothing")
             return trainer.run(stop)
 
@@ -136,7 +137,7 @@ def evaluate_run(run: Path, episodes: int, envs: int | None, seed: int | None, d
         video=folder.video,
     )
     assert result is not None
-    notes = [f"trained with {config.encoders.note}"] if config.encoders.note and config.reward.name != "none" else []
+    notes = [f"trained with {config.encoders.note}"] if config.encoders.note and config.reward.uses_goal else []
     return EvaluatedRun(config.env.task, result, folder.video, notes)
 
 

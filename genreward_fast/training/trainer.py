@@ -231,7 +231,7 @@ class Trainer:
             self._read_meters()
 
     def _pairs(self) -> Any:
-        return self.replay.sample_pairs(self.config.reward.fb.batch)
+        return self.replay.sample_pairs(self.config.reward.pairs)
 
     def _read_meters(self) -> None:
         """Logs the running means, and stops the run if one of them is not finite."""

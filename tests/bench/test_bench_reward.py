@@ -36,7 +36,10 @@ def test_both_ways_are_timed_and_agree(tmp_path, capsys):
     ours = [("step", "all")] + [("window", part) for part in ("all", "clip encode", "cosine", "FB score")]
     released = [("step", "all")] + [("window", part) for part in ("all", "video level", "frame level")]
     expected = {("ours", n, *part) for n in (1, 2) for part in ours}
-    assert set(rows) == expected | {("released", n, *part) for n in (1, 2) for part in released}
+    expected |= {("released", n, *part) for n in (1, 2) for part in released}
+    for way, part in (("diffusion-reward", "15 rows"), ("viper", "8 rows")):
+        expected |= {(way, n, *unit) for n in (1, 2) for unit in (("step", "all"), ("window", part))}
+    assert set(rows) == expected
     for row in rows.values():
         assert 0 < row["p50 ms"] <= row["p95 ms"] <= row["p99 ms"]
         assert row["p50 ms per env"] == row["p50 ms"] / row["envs"]

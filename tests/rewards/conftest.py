@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genreward_fast.goals.video_io import write_video
 from genreward_fast.rewards.config import FBConfig, RewardConfig
 from genreward_fast.types import Batch, Window
 
@@ -163,3 +165,27 @@ def image_encoder() -> TinyImageEncoder:
 @pytest.fixture
 def tiny_goal() -> TinyGoal:
     return TinyGoal()
+
+
+def make_clip(seed: int, length: int = 20) -> Tensor:
+    """(T, 64, 64, 3) uint8: a red square that moves to the right at one height, two pixels a frame."""
+    height = int(torch.randint(4, 50, (), generator=torch.Generator().manual_seed(seed)))
+    frames = torch.full((length, 64, 64, 3), 60, dtype=torch.uint8)
+    for step, frame in enumerate(frames):
+        frame[height : height + 10, 2 * step : 2 * step + 10] = torch.tensor([230, 40, 40], dtype=torch.uint8)
+    return frames
+
+
+@pytest.fixture(scope="session")
+def expert_clip() -> Callable[..., Tensor]:
+    return make_clip
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six such clips with captions."""
+    folder = tmp_path_factory.mktemp("demonstrations")
+    for seed in range(6):
+        write_video(folder / f"{seed}.mp4", make_clip(seed), 20.0)
+        (folder / f"{seed}.txt").write_text("move the square to the right")
+    return folder

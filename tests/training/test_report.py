@@ -185,7 +185,12 @@ def test_a_method_is_what_matters_of_the_settings(make_run, tmp_path):
         "dense + genreward without video": [dict(use_video=False), dict(use_video=False, alpha=3.0, seed=4)],
         "sparse + genreward without fb": [dict(use_fb=False, env_reward="sparse", fb_steps=3000)],
         "dense": [dict(reward="none"), dict(reward="none", weights="random", window=64, seed=9)],
-        "genreward": [dict(env_reward="none")],
+        "genreward": [dict(env_reward="none"), dict(env_reward="none", reward_weights="unused", seed=1)],
+        "dense + viper (exploration 0.0)": [
+            dict(reward="viper", reward_weights="w"),
+            dict(reward="viper", reward_weights="w", window=64, fb_steps=9000, weights="random", seed=6),
+        ],
+        "dense + viper (exploration 0.5)": [dict(reward="viper", reward_weights="w", exploration=0.5)],
     }
     for i, flags in enumerate(made.values()):
         for j, flag in enumerate(flags):

@@ -16,6 +16,7 @@ INCIDENTAL = (
 )  # fmt: skip
 VIDEO_ONLY = ("reward.alpha", "reward.clip_frames")
 FB_ONLY = ("reward.beta", "reward.fb")
+FITTED = {"diffusion-reward": "reward.diffusion", "viper": "reward.viper"}
 
 Key = tuple[tuple[str, Any], ...]
 
@@ -50,6 +51,11 @@ def key_of(run: Run) -> Key:
     unused = list(INCIDENTAL)
     if run.settings["reward.name"] != "genreward":
         unused += [*VIDEO_ONLY, *FB_ONLY, "reward.use_video", "reward.use_fb"]
+    unused += [settings for reward, settings in FITTED.items() if reward != run.settings["reward.name"]]
+    if run.settings["reward.name"] in FITTED:
+        unused += ["encoders", "reward.window", "reward.interval", "reward.fb_steps"]
+    else:
+        unused.append("reward.weights")
     if run.settings["reward.name"] == "none":
         unused += ["encoders", *(name for name in run.settings if name.startswith("reward.") and name != "reward.name")]
     if not run.settings.get("reward.use_video", True):
