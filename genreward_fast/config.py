@@ -75,6 +75,11 @@ class Overrides:
     dtype: str | None = None
 
     reward: str | None = None
+    reward_weights: str | None = None
+    reward_scale: float | None = None
+    roboclip_goal: str | None = None
+    roboclip_byte_pixels: bool | None = None
+    motion_adapter: str | None = None
     alpha: float | None = None
     beta: float | None = None
     window: int | None = None
@@ -113,8 +118,14 @@ class Overrides:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-# Flags that belong to FB, and what its settings call them.
-FB_SETTINGS = {"fb_next_action": "next_action", "fb_standardise": "standardise_features"}
+# Flags that belong to the reward, and what its settings call them.
+REWARD_SETTINGS = {"reward": "name", "reward_weights": "weights", "reward_scale": "scale"}
+# Flags that belong to a part of its settings, and what that calls them.
+REWARD_PART_SETTINGS = {
+    "fb": {"fb_next_action": "next_action", "fb_standardise": "standardise_features"},
+    "roboclip": {"roboclip_goal": "goal", "roboclip_byte_pixels": "byte_pixels"},
+    "tadpole": {"motion_adapter": "motion_adapter"},
+}
 
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
 RESUMABLE = (
@@ -138,15 +149,19 @@ def apply(config: RunConfig, overrides: Overrides) -> RunConfig:
     given = overrides.given()
     if "task" in given:
         given["task"] = canonical(given["task"])
-    if "reward" in given:
-        given["name"] = given.pop("reward")
-    fb = {setting: given.pop(flag) for flag, setting in FB_SETTINGS.items() if flag in given}
-    config = replace(config, reward=replace(config.reward, fb=replace(config.reward.fb, **fb)))
+    reward = {setting: given.pop(flag) for flag, setting in REWARD_SETTINGS.items() if flag in given}
+    for part, settings in REWARD_PART_SETTINGS.items():
+        mine = {setting: given.pop(flag) for flag, setting in settings.items() if flag in given}
+        reward[part] = replace(getattr(config.reward, part), **mine)
     rooms = {}
     for room in ("env", "agent", "reward", "encoders", "train"):
         current = getattr(config, room)
-        mine = {field.name: given.pop(field.name) for field in fields(current) if field.name in given}
-        rooms[room] = replace(current, **mine)
+        # A flag named like one of the reward's renamed settings is another room's: --weights is the encoders'.
+        names = {field.name for field in fields(current)} - (
+            set(REWARD_SETTINGS.values()) if room == "reward" else set()
+        )
+        mine = {name: given.pop(name) for name in names if name in given}
+        rooms[room] = replace(current, **mine, **(reward if room == "reward" else {}))
     assert not given, f"flags without a home: {sorted(given)}"
     return replace(config, **rooms)
 

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from genreward_fast.config import FB_SETTINGS, PRESETS, Overrides, apply, resolve, resume_config
+from genreward_fast.config import (
+    PRESETS,
+    REWARD_PART_SETTINGS,
+    REWARD_SETTINGS,
+    Overrides,
+    apply,
+    resolve,
+    resume_config,
+)
 from genreward_fast.errors import UserError
 from genreward_fast.training.settings import RunConfig, TrainConfig
 
@@ -36,24 +44,26 @@ def test_every_flag_reaches_exactly_one_room(field):
         "task": "reach", "camera": "corner2", "rendering": "quality", "size": "25M", "dtype": "float32",
         "reward": "none", "credit": "closing", "vae": "x", "dino": "x", "clip": "x", "weights": "random",
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
-        "clip_frames": 8, "fb_steps": 6000,
+        "clip_frames": 8, "fb_steps": 6000, "fb_next_action": "policy", "fb_standardise": True, "reward_weights": "x",
+        "roboclip_goal": "text", "roboclip_byte_pixels": True, "motion_adapter": "x",
     }  # fmt: skip
     before = resolve("paper", Overrides())
-    if field in FB_SETTINGS:
-        value = {"fb_next_action": "policy", "fb_standardise": True}[field]
-        after = apply(before, Overrides(**{field: value}))
-        fb = replace(before.reward.fb, **{FB_SETTINGS[field]: value})
-        assert fb != before.reward.fb
-        assert after == replace(before, reward=replace(before.reward, fb=fb))
-        return
-    name = {"reward": "name"}.get(field, field)
+    for part, settings in REWARD_PART_SETTINGS.items():
+        if field in settings:
+            after = apply(before, Overrides(**{field: values[field]}))
+            changed = replace(getattr(before.reward, part), **{settings[field]: values[field]})
+            assert changed != getattr(before.reward, part)
+            assert after == replace(before, reward=replace(before.reward, **{part: changed}))
+            return
+    name = REWARD_SETTINGS.get(field, field)
     owners = [room for room in ROOMS if name in {f.name for f in dataclasses.fields(getattr(before, room))}]
+    if name in REWARD_SETTINGS.values():  # --weights is not the reward's
+        owners = ["reward"] if field in REWARD_SETTINGS else [room for room in owners if room != "reward"]
     assert len(owners) == 1, "the first of several rooms would win"
     after = apply(before, Overrides(**{field: values.get(field, 240)}))
-    changed = [room for room in ROOMS if getattr(before, room) != getattr(after, room)]
-    assert len(changed) == 1
+    assert [room for room in ROOMS if getattr(before, room) != getattr(after, room)] == owners
     wanted = values.get(field, 240)
-    assert getattr(getattr(after, changed[0]), name) == wanted
+    assert getattr(getattr(after, owners[0]), name) == wanted
 
 
 def test_unknown_fields_and_damaged_files_are_refused(tmp_path):

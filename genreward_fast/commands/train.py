@@ -34,7 +34,16 @@ from genreward_fast.errors import UserError
     "--resume", is_flag=True, help="Continue the run in --out from its checkpoint (from step 0 if it has none yet)."
 )
 @section("Reward")
-@click.option("--reward", help="genreward, or none for the environment's reward alone.")
+@click.option("--reward", help="genreward, roboclip, tadpole, video-tadpole, or none for the environment's alone.")
+@click.option("--reward-weights", help="Hub id, file or folder of what roboclip or tadpole needs (docs/rewards).")
+@click.option("--reward-scale", type=float, help="Weight of roboclip or tadpole.  [default: 1]")
+@click.option(
+    "--roboclip-goal", type=click.Choice(["video", "text"]), help="Whether the goal's video or its words count."
+)
+@click.option(
+    "--roboclip-byte-pixels/--no-roboclip-byte-pixels", default=None, help="Pixels from 0 to 255, as published."
+)
+@click.option("--motion-adapter", help="video-tadpole: hub id or folder of AnimateDiff's motion modules.")
 @click.option("--env-reward", type=click.Choice(["dense", "sparse", "none"]), help="What the environment pays.")
 @click.option("--alpha", type=float, help="Weight α of the video level (a cosine).")
 @click.option("--beta", type=float, help="Weight β of the frame level (standardised).")

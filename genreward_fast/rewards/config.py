@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 
 from genreward_fast.errors import UserError
+from genreward_fast.rewards.roboclip_config import RoboClipConfig
+from genreward_fast.rewards.tadpole_config import TadpoleConfig
 from genreward_fast.types import FrameSpec
 
 Credit = Literal["closing", "spread"]
@@ -75,7 +77,9 @@ class FBConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """r = α·r_video + β·r_FB, on top of the environment's own reward (GenReward, arXiv 2512.00961).
+    """Which reward is added to the environment's own, and its settings; α to `fb` are those of GenReward.
+
+    GenReward (arXiv 2512.00961): r = α·r_video + β·r_FB.
 
     r_video is a cosine in [-1, 1]. r_FB is standardised (mean 0, deviation 1 over the experience it was frozen on), so
     α and β mean the same on every task. The default α and β assume that windows differ by tenths in r_video and by
@@ -93,6 +97,9 @@ class RewardConfig:
         use_video, use_fb: False leaves a level out (ablations).
         fb_steps: environment steps during which FB learns; r_FB is 0 until then and FB is frozen afterwards.
         fb: FB's hyperparameters.
+        weights: hub id, file or folder of a reward other than genreward; what it must be says that reward's page.
+        scale: weight of such a reward; 1 as published.
+        roboclip, tadpole: settings of these rewards; tadpole's are video-tadpole's, too.
     """
 
     name: str = "genreward"
@@ -106,11 +113,17 @@ class RewardConfig:
     use_fb: bool = True
     fb_steps: int = 100_000
     fb: FBConfig = field(default_factory=FBConfig)
+    weights: str = ""
+    scale: float = 1.0
+    roboclip: RoboClipConfig = field(default_factory=RoboClipConfig)
+    tadpole: TadpoleConfig = field(default_factory=TadpoleConfig)
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name} must be a finite number >= 0, not {getattr(self, name)}")
+        if not 0 < self.scale < math.inf:
+            raise UserError(f"--reward-scale must be a positive number, not {self.scale}")
         for name in ("window", "interval", "clip_frames", "fb_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")

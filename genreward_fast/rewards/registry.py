@@ -43,9 +43,23 @@ def _genreward(
     )
 
 
+def _roboclip(
+    config: RewardConfig,
+    goal: Goal | None,
+    encoders: Encoders | None,
+    action_size: int,
+    device: torch.device | str,
+    seed: int,
+) -> RewardModel:
+    from genreward_fast.rewards.roboclip import make_roboclip
+
+    return make_roboclip(config, goal, encoders, device)
+
+
 REWARDS: dict[str, Builder] = {
     "genreward": _genreward,
     "none": lambda *_: NoReward(),
+    "roboclip": _roboclip,
 }
 
 

@@ -1,0 +1,60 @@
+"""The loop with the rewards of other papers: sixty steps, and what was paid."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from genreward_fast.agent.config import NetworkSize
+from genreward_fast.config import Overrides, apply, resolve
+from genreward_fast.encoders.s3d_network import TextVideoS3D
+from genreward_fast.goals.goal import Goal
+from genreward_fast.rewards.roboclip_config import RoboClipConfig
+from genreward_fast.training.logger import read_metrics
+from genreward_fast.training.settings import RunConfig
+from genreward_fast.training.start import start_run
+
+SMALL = NetworkSize(deter=64, hidden=16, classes=4, depth=2, units=16, stoch=4)
+
+
+def small_config(reward: str, weights, **flags) -> RunConfig:
+    """Windows of 8 steps in episodes of 16."""
+    values = {
+        "task": "reach", "device": "cpu", "steps": 60, "envs": 1, "prefill": 20, "train_ratio": 4,
+        "episode_length": 16, "window": 8, "interval": 8, "clip_frames": 4, "release_delay": 16, "eval_every": 0,
+        "eval_episodes": 1, "log_every": 2, "checkpoint_minutes": 60.0, "reward": reward,
+        "reward_weights": str(weights),
+    } | flags  # fmt: skip
+    config = apply(resolve("tiny", Overrides()), Overrides(**values))
+    agent = dataclasses.replace(config.agent, network=SMALL, batch_size=4, batch_length=8)
+    roboclip = dataclasses.replace(config.reward.roboclip, size=32)
+    return dataclasses.replace(config, agent=agent, reward=dataclasses.replace(config.reward, roboclip=roboclip))
+
+
+@pytest.fixture(scope="module")
+def goal(tmp_path_factory):
+    """The folder of a goal of seeded noise: making one from an expert takes longer than the run."""
+    video = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Goal("reach the red ball", video, 7).save(tmp_path_factory.mktemp("goals") / "goal")
+
+
+def test_roboclip(goal, tmp_path):
+    torch.manual_seed(0)
+    network = TextVideoS3D(dim=16, words=4, word_dim=4, text_hidden=4)
+    with torch.no_grad():
+        network.fc.bias.fill_(1.0)  # so that no product is 0
+    torch.save(network.state_dict(), tmp_path / "s3d.pth")
+    config = small_config("roboclip", tmp_path / "s3d.pth")
+    assert config.reward.roboclip == RoboClipConfig(size=32)
+    summary = start_run(config, tmp_path / "run", goal=goal, resume=False)
+    assert summary.env_steps == 60
+    assert summary.updates > 0
+    assert summary.notes == []
+    assert set(summary.rewards) >= {"roboclip", "roboclip_raw"}
+    paid = [record["reward/roboclip"] for record in read_metrics(tmp_path / "run") if "reward/roboclip" in record]
+    raw = [record["reward/roboclip_raw"] for record in read_metrics(tmp_path / "run") if "reward/roboclip" in record]
+    assert paid
+    assert all(value != 0 for value in paid)
+    torch.testing.assert_close(torch.tensor(paid) * 8, torch.tensor(raw))  # spread over eight rows
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["reward"]["identity"]["reward"] == "roboclip"
