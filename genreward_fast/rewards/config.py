@@ -10,7 +10,7 @@ import numpy as np
 
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.roboclip_config import RoboClipConfig
-from genreward_fast.rewards.tadpole_config import TadpoleConfig
+from genreward_fast.rewards.tadpole.config import TadpoleConfig
 from genreward_fast.types import FrameSpec
 
 Credit = Literal["closing", "spread"]

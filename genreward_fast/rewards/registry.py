@@ -56,10 +56,25 @@ def _roboclip(
     return make_roboclip(config, goal, encoders, device)
 
 
+def _tadpole(
+    config: RewardConfig,
+    goal: Goal | None,
+    encoders: Encoders | None,
+    action_size: int,
+    device: torch.device | str,
+    seed: int,
+) -> RewardModel:
+    from genreward_fast.rewards.tadpole.build import make_tadpole
+
+    return make_tadpole(config, goal, encoders, device, seed)
+
+
 REWARDS: dict[str, Builder] = {
     "genreward": _genreward,
     "none": lambda *_: NoReward(),
     "roboclip": _roboclip,
+    "tadpole": _tadpole,
+    "video-tadpole": _tadpole,
 }
 
 

@@ -62,7 +62,7 @@ def test_a_reward_of_nothing():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(UserError, match="genreward, none, roboclip"):
+    with pytest.raises(UserError, match="genreward, none, roboclip, tadpole, video-tadpole"):
         make_reward(RewardConfig(name="robo"), None, None, 4, "cpu")
 
 
@@ -95,4 +95,4 @@ def test_no_reward(reward_config, window, pairs):
 
 
 def test_registered_names_are_the_configs_names():
-    assert set(REWARDS) == {"genreward", "none", "roboclip"}
+    assert set(REWARDS) == {"genreward", "none", "roboclip", "tadpole", "video-tadpole"}

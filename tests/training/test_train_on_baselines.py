@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers import MotionAdapter
 
 from genreward_fast.agent.config import NetworkSize
 from genreward_fast.config import Overrides, apply, resolve
 from genreward_fast.encoders.s3d_network import TextVideoS3D
 from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.roboclip_config import RoboClipConfig
+from genreward_fast.rewards.tadpole.architectures import MOTION
+from genreward_fast.rewards.tadpole.small_model import SmallModel
 from genreward_fast.training.logger import read_metrics
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.start import start_run
@@ -58,3 +61,25 @@ def test_roboclip(goal, tmp_path):
     torch.testing.assert_close(torch.tensor(paid) * 8, torch.tensor(raw))  # spread over eight rows
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["reward"]["identity"]["reward"] == "roboclip"
+
+
+@pytest.mark.parametrize("reward", ["tadpole", pytest.param("video-tadpole", marks=pytest.mark.slow)])
+def test_tadpole(reward, goal, tmp_path):
+    SmallModel(["reach the red ball", "press the button"], 0).save(tmp_path / "model")
+    torch.manual_seed(0)
+    MotionAdapter(**MOTION["tiny"]).save_pretrained(tmp_path / "motion")
+    flags = {"motion_adapter": str(tmp_path / "motion")} if reward == "video-tadpole" else {}
+    summary = start_run(small_config(reward, tmp_path / "model", **flags), tmp_path / "run", goal=goal, resume=False)
+    assert summary.env_steps == 60
+    assert summary.updates > 0
+    assert summary.notes == []
+    name = reward.replace("-", "_")
+    assert set(summary.rewards) >= {name, f"{name}_raw", "alignment_raw", "reconstruction_raw"}
+    records = [record for record in read_metrics(tmp_path / "run") if f"reward/{name}" in record]
+    assert records
+    for record in records:  # every row is paid its own
+        assert record[f"reward/{name}"] == pytest.approx(record[f"reward/{name}_raw"], rel=1e-5)
+        assert record["reward/alignment_raw"] > 0
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["reward"]
+    assert state["identity"]["goal text"] == "reach the red ball"
+    assert state["drawn"] >= (60 if reward == "tadpole" else 6)  # frames, or windows

@@ -1,0 +1,80 @@
+"""The rewards that are fitted to demonstrations before they can be used: `genreward fit NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genreward_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What to fit, to what, and how.
+
+    Attributes:
+        reward: one of `FITTERS`.
+        data: folder of demonstrations, of any kind that `goals/demos.py` reads.
+        out: folder of the result.
+        steps: updates of each network that is fitted.
+        batch_size: examples in an update.
+        lr: learning rate of AdamW.
+        seed: of the weights, and of everything that is drawn.
+        device: where it is computed.
+        resume: go on from the checkpoint in `out`.
+    """
+
+    reward: str
+    data: Path
+    out: Path
+    steps: int = 20_000
+    batch_size: int = 32
+    lr: float = 3e-4
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: there is no such reward, or a number is out of its range.
+        """
+        if self.reward not in FITTERS:
+            raise UserError(f"{self.reward}: is no reward that is fitted; use one of {', '.join(sorted(FITTERS))}")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"--lr must be a positive number, not {self.lr}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must lie between 0 and 2^63 - 1, but is {self.seed}")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What was fitted.
+
+    Attributes:
+        folder: what `--reward-weights` takes.
+        record: data, settings and losses, as they are in the folder.
+        lines: what to tell the user.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    lines: list[str]
+
+
+def _tadpole(config: FitConfig) -> FitResult:
+    from genreward_fast.rewards.tadpole.fit import fit_tadpole
+
+    return fit_tadpole(config)
+
+
+FITTERS: dict[str, Callable[[FitConfig], FitResult]] = {
+    "tadpole": _tadpole,
+}
