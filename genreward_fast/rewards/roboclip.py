@@ -44,7 +44,7 @@ class RoboClip(FixedReward):
         self.encoder = encoder
         self.scale = config.scale
         clip = goal.clip(len(steps), encoder.size)
-        try:
+        try:  # also where words are the goal: S3D may not take clips of this length
             vector = encoder(clip.unsqueeze(0)).squeeze(0)
         except ValueError as error:
             raise UserError(
@@ -61,8 +61,11 @@ class RoboClip(FixedReward):
 
     @torch.no_grad()
     def parts(self, window: Window) -> dict[str, Tensor]:
-        """ "roboclip": the scaled product on the last row ("closing") or divided among the fresh rows ("spread");
-        "roboclip_raw": the product itself on every row. (B, T) float32.
+        """Two parts, (B, T) float32.
+
+        "roboclip": the scaled product on the last row ("closing") or divided among the fresh rows ("spread").
+
+        "roboclip_raw" repeats the product itself on every row.
         """
         if window.clip is None:
             raise ValueError("roboclip needs the window's clip")

@@ -8,11 +8,13 @@ from diffusers import MotionAdapter
 
 from genreward_fast.agent.config import NetworkSize
 from genreward_fast.config import Overrides, apply, resolve
+from genreward_fast.encoders.presets import Encoders
 from genreward_fast.encoders.s3d_network import TextVideoS3D
 from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.roboclip_config import RoboClipConfig
 from genreward_fast.rewards.tadpole.architectures import MOTION
 from genreward_fast.rewards.tadpole.small_model import SmallModel
+from genreward_fast.training import start
 from genreward_fast.training.logger import read_metrics
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.start import start_run
@@ -20,13 +22,13 @@ from genreward_fast.training.start import start_run
 SMALL = NetworkSize(deter=64, hidden=16, classes=4, depth=2, units=16, stoch=4)
 
 
-def small_config(reward: str, weights, **flags) -> RunConfig:
+def small_config(reward: str, reward_weights, **flags) -> RunConfig:
     """Windows of 8 steps in episodes of 16."""
     values = {
         "task": "reach", "device": "cpu", "steps": 60, "envs": 1, "prefill": 20, "train_ratio": 4,
         "episode_length": 16, "window": 8, "interval": 8, "clip_frames": 4, "release_delay": 16, "eval_every": 0,
         "eval_episodes": 1, "log_every": 2, "checkpoint_minutes": 60.0, "reward": reward,
-        "reward_weights": str(weights),
+        "reward_weights": str(reward_weights),
     } | flags  # fmt: skip
     config = apply(resolve("tiny", Overrides()), Overrides(**values))
     agent = dataclasses.replace(config.agent, network=SMALL, batch_size=4, batch_length=8)
@@ -39,6 +41,23 @@ def goal(tmp_path_factory):
     """The folder of a goal of seeded noise: making one from an expert takes longer than the run."""
     video = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Goal("reach the red ball", video, 7).save(tmp_path_factory.mktemp("goals") / "goal")
+
+
+def test_weights_that_a_reward_does_not_use_are_not_spoken_of(tmp_path):
+    assert small_config("roboclip", tmp_path).weights_note == ""
+    assert small_config("none", "").weights_note == ""
+    assert small_config("genreward", "", fb_steps=100).weights_note == "untrained encoders"
+    assert small_config("tadpole", "", weights="random").weights_note == "random weights"
+
+
+def test_a_goal_for_another_reward_is_made_without_encoders(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(start, "goal_from_expert", lambda *given, **named: asked.append((given, named)))
+    encoders = Encoders(small_config("genreward", "", fb_steps=100).encoders)
+    start.default_goal(small_config("tadpole", tmp_path), encoders)
+    start.default_goal(small_config("genreward", "", fb_steps=100), encoders)
+    assert [given for given, _ in asked] == [("reach", None), ("reach", encoders)]
+    assert asked[0][1]["select"] == "last"
 
 
 def test_roboclip(goal, tmp_path):

@@ -104,8 +104,11 @@ class Tadpole(_DenoisingReward):
 
     @torch.no_grad()
     def parts(self, window: Window) -> dict[str, Tensor]:
-        """ "tadpole": each fresh row's reward ("spread"), or their sum on the last row ("closing"); unscaled values of
-        every row as "tadpole_raw", "alignment_raw" and "reconstruction_raw". (B, T) float32.
+        """Four parts, (B, T) float32.
+
+        "tadpole": each fresh row's reward ("spread"), or their sum on the last row ("closing").
+
+        "tadpole_raw", "alignment_raw" and "reconstruction_raw" are unscaled, of every row.
         """
         if window.features is None:
             raise ValueError("tadpole needs the window's features")
@@ -148,8 +151,11 @@ class VideoTadpole(_DenoisingReward):
 
     @torch.no_grad()
     def parts(self, window: Window) -> dict[str, Tensor]:
-        """ "video_tadpole": each fresh row's reward ("spread"), or their sum on the last row ("closing"); unscaled
-        values of every row as "video_tadpole_raw", "alignment_raw" and "reconstruction_raw". (B, T) float32.
+        """Four parts, (B, T) float32.
+
+        "video_tadpole": each fresh row's reward ("spread"), or their sum on the last row ("closing").
+
+        "video_tadpole_raw", "alignment_raw" and "reconstruction_raw" are unscaled, of every row.
         """
         if window.clip is None:
             raise ValueError("video-tadpole needs the window's clip")
