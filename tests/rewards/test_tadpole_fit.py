@@ -1,4 +1,4 @@
-"""The small text-to-image model fitted to demonstrations: losses, resuming, the folder, and whether texts count."""
+"""The small text-to-image model fitted to demonstrations: losses, resuming, and the folder."""
 
 import json
 import signal
@@ -14,8 +14,8 @@ from genreward_fast.rewards.config import RewardConfig
 from genreward_fast.rewards.fitting import FITTERS, FitConfig
 from genreward_fast.rewards.tadpole import fit
 from genreward_fast.rewards.tadpole.examples import FRAMES, read_pictures
-from genreward_fast.rewards.tadpole.formula import reward_of
 from genreward_fast.rewards.tadpole.reward import Tadpole
+from genreward_fast.rewards.tadpole.small_model import SmallModel
 from genreward_fast.rewards.tadpole.weights import read_picture_model
 
 TEXTS = ("push the red block", "lift the blue block")
@@ -70,17 +70,25 @@ def test_both_losses_fall(data, tmp_path, monkeypatch):
     assert reward.note == ""
 
 
-@pytest.mark.slow
-def test_a_frame_is_worth_more_with_the_words_for_it(data, tmp_path):
-    result = FITTERS["tadpole"](config_of(data, tmp_path / "out", steps=200, batch_size=16))
-    generator = torch.Generator().manual_seed(7)
-    red, blue = blocks(0, 150, generator), blocks(1, 150, generator)
-    worth = {}
-    for text in TEXTS:
-        reward = Tadpole(read_picture_model(str(result.folder), text, torch.float32), text, config=RewardConfig())
-        worth[text] = [reward_of(reward.features(frames), reward.settings).mean().item() for frames in (red, blue)]
-    assert worth[TEXTS[0]][0] > worth[TEXTS[0]][1], worth
-    assert worth[TEXTS[1]][1] > worth[TEXTS[1]][0], worth
+def test_denoising_listens_to_the_text_and_trains_who_reads_it():
+    model = SmallModel(TEXTS, 0)
+    frames = blocks(0, 2, torch.Generator().manual_seed(0))
+
+    def loss(text: str) -> Tensor:
+        return model.denoising_loss(frames, [text, text], torch.Generator().manual_seed(1))  # the same noise
+
+    assert torch.equal(loss(TEXTS[0]), loss(TEXTS[0]))
+    assert loss(TEXTS[0]) != loss(TEXTS[1])
+    assert loss(TEXTS[0]) != loss("")
+    loss(TEXTS[0]).backward()
+    for module in (model.unet, model.text_encoder):
+        assert all(parameter.grad is not None for name, parameter in module.named_parameters())
+        assert sum(parameter.grad.abs().sum() for parameter in module.parameters()) > 0
+    assert all(parameter.grad is None for parameter in model.vae.parameters())
+    model.zero_grad()
+    model.autoencoder_loss(frames, torch.Generator()).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.vae.parameters())
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.unet.parameters())
 
 
 @pytest.mark.parametrize("at", [1, 2])

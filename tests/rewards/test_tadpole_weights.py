@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline
+from diffusers import AnimateDiffPipeline, MotionAdapter, PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from genreward_fast.encoders.presets import EncoderConfig, Encoders
@@ -181,6 +181,21 @@ def test_positions_in_older_files_do_no_harm(copied):
     read_picture_model(str(copied), TEXT, torch.float32)
 
 
+def test_the_schedule_of_another_sampler_is_the_same(copied, pictures, caplog):
+    library = StableDiffusionPipeline.from_pretrained(copied, local_files_only=True)
+    other = PNDMScheduler.from_config(library.scheduler.config, skip_prk_steps=True)
+    other.save_pretrained(copied / "scheduler")
+    caplog.clear()
+    found, expected = (read_picture_model(str(folder), TEXT, torch.float32) for folder in (copied, pictures))
+    assert not caplog.records
+    assert torch.equal(found.alphas, expected.alphas)
+    assert found.fingerprint == expected.fingerprint
+    content = json.loads((copied / "scheduler" / "scheduler_config.json").read_text())
+    (copied / "scheduler" / "scheduler_config.json").write_text(json.dumps(content | {"prediction_type": "sample"}))
+    with pytest.raises(UserError, match="predicts sample"):
+        read_picture_model(str(copied), TEXT, torch.float32)
+
+
 def test_damaged_parts_are_named(copied):
     (copied / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not usable as a tokenizer"):
@@ -188,9 +203,6 @@ def test_damaged_parts_are_named(copied):
     (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(UserError, match="unet: not usable as UNet2DConditionModel"):
         read_picture_model(str(copied), TEXT, torch.float32)
-    scheduler = copied / "scheduler" / "scheduler_config.json"
-    content = json.loads(scheduler.read_text())
-    scheduler.write_text(json.dumps(content | {"prediction_type": "sample"}))
     shutil.rmtree(copied / "unet")
     with pytest.raises(UserError, match=r"unet/config\.json: no such file"):
         read_picture_model(str(copied), TEXT, torch.float32)

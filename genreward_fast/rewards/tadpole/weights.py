@@ -109,10 +109,12 @@ def _assemble(
     """
     from diffusers import DDIMScheduler
 
+    from genreward_fast.encoders.clip_weights import quiet
+
     vae = _read_part(folder / "vae", "AutoencoderKL", OPTION)
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    with loading("a noise schedule", folder / "scheduler", OPTION):
-        # Samplers differ, the noise of a level does not.
+    with loading("a noise schedule", folder / "scheduler", OPTION), quiet():
+        # Samplers differ and have settings of their own, the noise of a level does not.
         scheduler: Any = DDIMScheduler.from_config(config, **schedule)
     return TextDiffusion(
         unet,
