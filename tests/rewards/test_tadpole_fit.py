@@ -52,11 +52,11 @@ def weights_of(out) -> dict[str, Tensor]:
 
 
 def test_both_losses_fall(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "CHECKPOINT_STEPS", 5)
-    result = FITTERS["tadpole"](config_of(data, tmp_path / "out", steps=20, batch_size=3, lr=3e-3))
+    monkeypatch.setattr(fit, "CHECKPOINT_STEPS", 4)
+    result = FITTERS["tadpole"](config_of(data, tmp_path / "out", steps=12, batch_size=3, lr=3e-3))
     losses = result.record["losses"]
     for points in losses.values():
-        assert [step for step, _ in points] == [5, 10, 15, 20]
+        assert [step for step, _ in points] == [4, 8, 12]
     assert losses["autoencoder"][-1][1] < 0.7 * losses["autoencoder"][0][1]
     assert losses["denoiser"][-1][1] < 0.95 * losses["denoiser"][0][1]
     assert json.loads((tmp_path / "out" / "fit.json").read_text()) == result.record
