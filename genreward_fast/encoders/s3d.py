@@ -17,6 +17,7 @@ from genreward_fast.errors import UserError
 # What torchvision's weights of Kinetics-400 were trained with.
 _KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
 _KINETICS_STD = (0.22803, 0.22145, 0.216989)
+_CLIPS = 16  # at once: 32 frames of one are 50 MB behind the first convolution
 
 
 class KineticsS3D(nn.Module):
@@ -45,6 +46,7 @@ class S3DEncoder(FrozenEncoder):
 
     Attributes:
         size: side of the frames in pixels.
+        least_frames: of a clip.
         fingerprint: sha256 over weights and pixel range.
         note: "" for trained weights, else what every output must say about them.
     """
@@ -116,7 +118,7 @@ class S3DEncoder(FrozenEncoder):
             raise ValueError(f"this S3D needs clips of at least {self.least_frames} frames, not {count}")
         if count % 2 and isinstance(self.model, TextVideoS3D):
             raise ValueError(f"the paper's S3D takes an even number of frames, not {count}")
-        return self._vectors(frames.to(self.device))
+        return torch.cat([self._vectors(part) for part in frames.to(self.device).split(_CLIPS)])
 
     @torch.no_grad()
     def text(self, sentence: str) -> Tensor:

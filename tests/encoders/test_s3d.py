@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.video import s3d
 
+from genreward_fast.encoders import s3d as encoders_s3d
 from genreward_fast.encoders.s3d import KineticsS3D, S3DEncoder
 from genreward_fast.encoders.s3d_network import TextVideoS3D, same_pool, space_to_depth
 from genreward_fast.encoders.s3d_weights import random_s3d, read_s3d
@@ -14,8 +15,8 @@ from genreward_fast.errors import UserError
 
 # What the code published with the paper (github.com/antoine77340/S3D_HowTo100M) gives with the weights of `fill` for
 # `clip` and the words 3, 1, 2.
-PUBLISHED_VIDEO = [0.33093, 5.4316, 6.7367, -10.84764, -10.45627, 18.26471, 19.95039, -18.66745]
-PUBLISHED_TEXT = [-148.79591, -143.91142, -138.36104, -132.14474, -125.26257, -117.71452, -109.50055, -100.62071]
+PUBLISHED_VIDEO = [0.004831, 0.033415, -0.024468, 0.134202, 0.00708, -0.048483, 0.15063, 0.047173]
+PUBLISHED_TEXT = [-2.74738, -0.380466, 3.548556, 0.484149, -2.752255, -1.889739, 3.767716, 0.615326]
 
 
 def fill(module: nn.Module) -> None:
@@ -29,13 +30,13 @@ def fill(module: nn.Module) -> None:
         elif tensor.ndim == 1:
             tensor.copy_(0.1 * values)
         else:
-            tensor.copy_(4 * values / tensor[0].numel() ** 0.5)
+            tensor.copy_(3 * values / tensor[0].numel() ** 0.5)
 
 
 def scattered(count: int, number: int) -> Tensor:
     """(count,) float64 in [-1, 1), computed in integers: the same with every version of the libraries."""
-    index = torch.arange(1, count + 1)
-    return (index * index * 48271 + (number + 1) * index * 7919) % 2147483647 / 2**30 - 1
+    index = torch.arange(count) + 10_000 * (number + 1)  # squares of small numbers are not scattered yet
+    return index * index * 48271 % 2147483647 / 2**30 - 1
 
 
 def clip() -> Tensor:
@@ -50,8 +51,8 @@ def small_network() -> TextVideoS3D:
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """These weights carry rounding errors of 1e-7 through forty layers to 1e-5."""
-    return bool((found - expected).norm() < 1e-3 * expected.norm())
+    """These weights carry rounding errors of 1e-7 to 5e-7."""
+    return bool((found - expected).norm() < 1e-4 * expected.norm())
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_it_computes_what_the_published_code_does():
         other = network(clip().flip(2))
     assert same(video, torch.tensor([PUBLISHED_VIDEO]))
     assert same(text, torch.tensor([PUBLISHED_TEXT]))
-    assert (other - video).norm() > 0.1 * video.norm()
+    assert (other - video).norm() > 0.01 * video.norm()  # the same frames in another order
 
 
 def test_space_to_depth_against_its_definition(fresh_generator):
@@ -105,10 +106,11 @@ def test_torchvisions_features_are_what_its_classifier_sees(fresh_generator):
     )
 
 
-def test_weights_of_the_paper_from_a_folder_or_a_file(saved, fresh_generator):
+def test_weights_of_the_paper_from_a_folder_or_a_file(saved, monkeypatch, fresh_generator):
     frames = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=fresh_generator)
     network, vocabulary = read_s3d(str(saved))
     assert vocabulary == {"red": 1, "ball": 2, "the": 3}
+    monkeypatch.setattr(encoders_s3d, "_CLIPS", 1)
     encoder = S3DEncoder(network, size=32, vocabulary=vocabulary)
     with torch.no_grad():
         expected = small_network()(frames.permute(0, 4, 1, 2, 3) / 255)
@@ -116,9 +118,7 @@ def test_weights_of_the_paper_from_a_folder_or_a_file(saved, fresh_generator):
     again = S3DEncoder(read_s3d(str(saved / "s3d_howto100m.pth"))[0], size=32)
     assert again.fingerprint == encoder.fingerprint
     bytes_ = S3DEncoder(network, size=32, byte_pixels=True)
-    with torch.no_grad():
-        expected = small_network()(frames.permute(0, 4, 1, 2, 3).float())
-    assert same(bytes_(frames), expected)
+    assert torch.equal(bytes_.preprocess(frames), frames.permute(0, 4, 1, 2, 3).float())
     assert bytes_.fingerprint != encoder.fingerprint
 
 
