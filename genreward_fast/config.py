@@ -87,6 +87,11 @@ class Overrides:
     dtype: str | None = None
 
     reward: str | None = None
+    reward_weights: str | None = None
+    reward_scale: float | None = None
+    roboclip_goal: str | None = None
+    roboclip_byte_pixels: bool | None = None
+    motion_adapter: str | None = None
     alpha: float | None = None
     beta: float | None = None
     window: int | None = None
@@ -98,7 +103,6 @@ class Overrides:
     fb_steps: int | None = None
     fb_next_action: str | None = None
     fb_standardise: bool | None = None
-    reward_weights: str | None = None
     exploration: float | None = None
 
     vae: str | None = None
@@ -132,10 +136,12 @@ CONTROL_ONLY = {field.name for field in fields(ControlConfig)} - {field.name for
 """Flags of dm_control's environments alone."""
 
 # Flags that belong to the reward, and what its settings call them.
-REWARD_SETTINGS = {"reward": "name", "reward_weights": "weights"}
+REWARD_SETTINGS = {"reward": "name", "reward_weights": "weights", "reward_scale": "scale"}
 # Flags that belong to a part of its settings, and what that calls them.
 REWARD_PART_SETTINGS = {
     "fb": {"fb_next_action": "next_action", "fb_standardise": "standardise_features"},
+    "roboclip": {"roboclip_goal": "goal", "roboclip_byte_pixels": "byte_pixels"},
+    "tadpole": {"motion_adapter": "motion_adapter"},
 }
 # The rewards with a bonus for exploring, and where their settings are.
 EXPLORING = {"diffusion-reward": "diffusion", "viper": "viper"}

@@ -47,7 +47,8 @@ def test_every_flag_reaches_exactly_one_room(field):
         "device": "cpu", "env_reward": "sparse", "use_video": False, "use_fb": False, "action_repeat": 2,
         "clip_frames": 8, "fb_steps": 6000, "distraction": "hard", "distraction_types": ("color",),
         "dynamic_distractions": True, "backgrounds": "/videos", "fb_next_action": "policy", "fb_standardise": True,
-        "reward_weights": "x", "vae_float8": True,
+        "reward_weights": "x", "vae_float8": True, "roboclip_goal": "text", "roboclip_byte_pixels": True,
+        "motion_adapter": "x",
     }  # fmt: skip
     control = Overrides(task="walker-walk", distraction="easy")
     before = resolve("paper", control if field in CONTROL_ONLY else Overrides())

@@ -39,7 +39,7 @@ def test_no_top_level_kernels_or_export(installed):
 
 def test_every_package_is_there(installed):
     names = ("agent", "bench", "encoders", "envs", "export", "goals", "kernels", "rewards", "training")
-    rewards = [f"rewards/{name}" for name in ("diffusion_reward", "frame_model", "viper")]
+    rewards = [f"rewards/{name}" for name in ("diffusion_reward", "frame_model", "tadpole", "viper")]
     for name in (*names, "goals/finetune", "training/report", "training/sweep", *rewards):
         package = installed / "genreward_fast" / name
         assert (package / "__init__.py").exists(), name

@@ -2,7 +2,8 @@
 
 A step is what each new frame costs: its feature. A window is what one that closes costs: both levels. Times are wall
 times up to a result that is there, for all environments together. Both get the same weights and the same frames. The
-rewards of other papers that are fitted before (`fitted_rewards.py`) stand beside them, with their own, shorter windows.
+rewards of other papers that are fitted before (`fitted_rewards.py`) stand beside them, with their own, shorter windows;
+the others (`reward_baselines.py`) where they are asked for.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 
 from genreward_fast.bench.fitted_rewards import calls_of, fitted_rewards
+from genreward_fast.bench.reward_baselines import baseline, baseline_calls
 from genreward_fast.bench.reward_subjects import ACTIONS, Subjects
 from genreward_fast.bench.timing import device_name, table
-from genreward_fast.encoders.presets import EncoderConfig
+from genreward_fast.encoders.presets import RANDOM, EncoderConfig
 from genreward_fast.files import write_json
 from genreward_fast.kernels.latent_cosine import latent_cosine
 from genreward_fast.rewards.base import total
@@ -39,6 +41,7 @@ class Request:
         envs: numbers of environments.
         seconds: of measuring, per number; at least three calls.
         rendering: whether the cost of rendering both ways is measured, too, with the real environment.
+        baselines: rewards of other papers that are timed, too, with random weights.
     """
 
     encoders: EncoderConfig
@@ -46,6 +49,7 @@ class Request:
     envs: tuple[int, ...] = ENVS
     seconds: float = 2.0
     rendering: bool = True
+    baselines: tuple[str, ...] = ()
 
 
 def our_calls(subjects: Subjects, count: int) -> dict[tuple[str, str], Callable[[], Any]]:
@@ -164,10 +168,12 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
     device = torch.device(request.device)
     subjects = Subjects(request.encoders, device)
     fitted = fitted_rewards(request.encoders.preset, device)
+    baselines = {f"{name} ({RANDOM})": baseline(name, subjects) for name in request.baselines}
     results = []
     for count in request.envs:
         ways = {"ours": our_calls(subjects, count), "released": released_calls(subjects, count)}
         ways |= {name: calls_of(reward, count) for name, reward in fitted.items()}
+        ways |= {way: baseline_calls(reward, subjects, count) for way, reward in baselines.items()}
         for way, calls in ways.items():
             print(f"{count} environments, {way}", file=sys.stderr, flush=True)
             for (unit, part), call in calls.items():

@@ -38,6 +38,7 @@ def run_benchmarks(
     skip_compiled: bool,
     steps: int | None,
     trace: Path | None,
+    baselines: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Runs one benchmark, or several one after the other.
@@ -82,7 +83,8 @@ def run_benchmarks(
             from genreward_fast.bench import reward  # the models' libraries take seconds to import
 
             config = resolve(preset, flags).encoders
-            measured = reward.Request(config, chosen, envs or reward.ENVS, seconds or 2.0, not skip_environments)
+            numbers = envs or reward.ENVS
+            measured = reward.Request(config, chosen, numbers, seconds or 2.0, not skip_environments, baselines)
             reward.run(measured, target)
         elif name == "train":
             from genreward_fast.bench import train

@@ -47,6 +47,13 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, Sectio
 @click.option("--vae", help="Hub id or folder of the video VAE.")
 @click.option("--dino", help="Hub id or folder of DINOv3.")
 @click.option("--weights", type=click.Choice(["pretrained", "random"]), help="random: no trained weights; it says so.")
+@click.option(
+    "--reward",
+    "baselines",
+    type=click.Choice(["roboclip", "tadpole", "video-tadpole"]),
+    multiple=True,
+    help="Time this reward, too, with random weights; may be repeated.",
+)
 @click.option("--steps", type=int, help="Training: environment steps.  [default: an episode of every environment]")
 @click.option("--trace", type=FOLDER, help="Training: write a profiler's trace of a few ticks to this .json file.")
 @section("The agent")

@@ -9,20 +9,18 @@ import click
 from genreward_fast.commands.options import DEVICE_HELP, FOLDER
 
 
-def fit_reward_command(reward: str, what: str) -> click.Command:
+def fit_reward_command(reward: str, what: str, presets: bool = True) -> click.Command:
     """The command that fits a reward.
 
     Args:
         reward: one of `genreward_fast.rewards.fitting.FITTERS`.
         what: what is fitted, in words.
+        presets: whether there are networks of several sizes.
     """
 
     @click.command(reward, short_help=f"Fit {what}.")
     @click.option("--data", type=FOLDER, required=True, help="Demonstrations (genreward demos, LeRobot, videos).")
     @click.option("--out", type=FOLDER, required=True, help="Folder of the result, for --reward-weights.")
-    @click.option(
-        "--preset", default="paper", show_default=True, help="Networks of the published sizes (paper), or tiny."
-    )
     @click.option("--steps", type=int, default=20_000, show_default=True, help="Updates of each network.")
     @click.option("--batch-size", type=int, default=32, show_default=True, help="Examples in an update.")
     @click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate of AdamW.")
@@ -37,6 +35,9 @@ def fit_reward_command(reward: str, what: str) -> click.Command:
         click.echo("\n".join(result.lines))
         return 0
 
+    if presets:
+        text = "Networks of the published sizes (paper), or tiny."
+        command.params.append(click.Option(["--preset"], default="paper", show_default=True, help=text))
     command.help = (
         f"Fit {what} to demonstrations.\n\nAfter Ctrl-C, SIGTERM or a crash, the same command with --resume continues "
         "from the last checkpoint."

@@ -42,7 +42,21 @@ DEFAULT_PRESET = "tiny"
     "--resume", is_flag=True, help="Continue the run in --out from its checkpoint (from step 0 if it has none yet)."
 )
 @section("Reward")
-@click.option("--reward", help="genreward, diffusion-reward, viper, or none for the environment's reward alone.")
+@click.option(
+    "--reward",
+    help="genreward, diffusion-reward, viper, roboclip, tadpole, video-tadpole, or none for the environment's alone.",
+)
+@click.option(
+    "--reward-weights", help="Hub id, file or folder of what a reward other than genreward needs (docs/rewards)."
+)
+@click.option("--reward-scale", type=float, help="Weight of roboclip or tadpole.  [default: 1]")
+@click.option(
+    "--roboclip-goal", type=click.Choice(["video", "text"]), help="Whether the goal's video or its words count."
+)
+@click.option(
+    "--roboclip-byte-pixels/--no-roboclip-byte-pixels", default=None, help="Pixels from 0 to 255, as published."
+)
+@click.option("--motion-adapter", help="video-tadpole: hub id or folder of AnimateDiff's motion modules.")
 @click.option("--env-reward", type=click.Choice(["dense", "sparse", "none"]), help="What the environment pays.")
 @click.option("--alpha", type=float, help="Weight α of the video level (a cosine).")
 @click.option("--beta", type=float, help="Weight β of the frame level (standardised).")
@@ -57,8 +71,9 @@ DEFAULT_PRESET = "tiny"
 @click.option("--fb-standardise/--no-fb-standardise", default=None, help="Whether FB sees standardised features.")
 @click.option("--no-video", is_flag=True, help="Ablation: leave the video level out.")
 @click.option("--no-fb", is_flag=True, help="Ablation: leave the frame level out.")
-@click.option("--reward-weights", help="Folder that genreward fit wrote, for diffusion-reward and viper.")
-@click.option("--exploration", type=float, help="Weight of their bonus for new frames.  [default: 0.95 and 0]")
+@click.option(
+    "--exploration", type=float, help="diffusion-reward, viper: weight of a bonus for new frames.  [default: 0.95, 0]"
+)
 @section("Agent")
 @click.option("--size", help="tiny, 12M, 25M, 50M, 100M, 200M or 400M.")
 @click.option("--batch-size", type=int, help="Sequences in an update.")

@@ -10,6 +10,8 @@ import numpy as np
 
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.frame_model.config import DiffusionRewardConfig, ViperConfig
+from genreward_fast.rewards.roboclip_config import RoboClipConfig
+from genreward_fast.rewards.tadpole.config import TadpoleConfig
 from genreward_fast.types import FrameSpec
 
 Credit = Literal["closing", "spread"]
@@ -82,7 +84,9 @@ class FBConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """r = α·r_video + β·r_FB, on top of the environment's own reward (GenReward, arXiv 2512.00961).
+    """Which reward is added to the environment's own, and its settings; α to `fb` are those of GenReward.
+
+    GenReward (arXiv 2512.00961): r = α·r_video + β·r_FB.
 
     r_video is a cosine in [-1, 1]. r_FB is standardised (mean 0, deviation 1 over the experience it was frozen on), so
     α and β mean the same on every task. The default α and β assume that windows differ by tenths in r_video and by
@@ -100,8 +104,10 @@ class RewardConfig:
         use_video, use_fb: False leaves a level out (ablations).
         fb_steps: environment steps during which FB learns; r_FB is 0 until then and FB is frozen afterwards.
         fb: FB's hyperparameters.
-        weights: for a reward that is fitted before: the folder that `genreward fit` wrote.
+        weights: of a reward other than genreward: hub id, file, or folder (of `genreward fit`); see that reward's page.
         diffusion, viper: the settings of these rewards.
+        scale: weight of roboclip and tadpole; 1 as published.
+        roboclip, tadpole: settings of these rewards; tadpole's are video-tadpole's, too.
     """
 
     name: str = "genreward"
@@ -118,11 +124,16 @@ class RewardConfig:
     weights: str = ""
     diffusion: DiffusionRewardConfig = field(default_factory=DiffusionRewardConfig)
     viper: ViperConfig = field(default_factory=ViperConfig)
+    scale: float = 1.0
+    roboclip: RoboClipConfig = field(default_factory=RoboClipConfig)
+    tadpole: TadpoleConfig = field(default_factory=TadpoleConfig)
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name} must be a finite number >= 0, not {getattr(self, name)}")
+        if not 0 < self.scale < math.inf:
+            raise UserError(f"--reward-scale must be a positive number, not {self.scale}")
         for name in ("window", "interval", "clip_frames", "fb_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")

@@ -87,8 +87,15 @@ def _viper(config: FitConfig) -> FitResult:
     return fit_viper(config)
 
 
+def _tadpole(config: FitConfig) -> FitResult:
+    from genreward_fast.rewards.tadpole.fit import fit_tadpole
+
+    return fit_tadpole(config)
+
+
 FITTERS: dict[str, Callable[[FitConfig], FitResult]] = {
     "diffusion-reward": _diffusion_reward,
+    "tadpole": _tadpole,
     "viper": _viper,
 }
 

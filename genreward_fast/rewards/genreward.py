@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from torch import Tensor
 from genreward_fast.errors import UserError
 from genreward_fast.rewards.base import inline, total
 from genreward_fast.rewards.config import Credit, RewardConfig
+from genreward_fast.rewards.credit import paid_rows, share_value
 from genreward_fast.rewards.fb import ForwardBackward
+from genreward_fast.rewards.identity import check_identity, frames_digest
 from genreward_fast.rewards.video import VideoReward
 from genreward_fast.types import Batch, Window
 
@@ -86,7 +87,7 @@ class GenReward:
                 raise UserError(
                     f"--clip-frames {config.clip_frames} does not suit the video encoder: {error}"
                 ) from None
-            self._identity |= {"goal clip": _digest(clip), "video encoder": video_encoder.fingerprint}
+            self._identity |= {"goal clip": frames_digest(clip), "video encoder": video_encoder.fingerprint}
         if config.use_fb:
             self._image_encoder = image_encoder = image_encoder or _load_encoders(preset, self.device).image
             feature_size, feature_dim = image_encoder.size, image_encoder.dim
@@ -94,7 +95,7 @@ class GenReward:
             feature = self.features(frame.unsqueeze(0)).squeeze(0)
             self._fb = ForwardBackward(config.fb, feature, action_size, self.device, seed)
             self._identity |= {
-                "goal frame": _digest(frame),
+                "goal frame": frames_digest(frame),
                 "image encoder": image_encoder.fingerprint,
                 "feature size": feature_dim,
                 "FB z_dim": config.fb.z_dim,
@@ -160,24 +161,18 @@ class GenReward:
                 raise ValueError("the video level needs the window's clip")
             clip = window.clip.to(self.device)
             with self.encoding(clip):
-                cosine, paid = self._video.score(clip).unsqueeze(-1), self._paid(window)
-                parts["video"] = self.config.alpha * cosine * (paid / paid.sum())
-                parts["video_raw"] = cosine.expand(rows, steps)
+                cosine = self._video.score(clip)
+                parts["video"] = share_value(self.config.alpha * cosine, window, self.credit)
+                parts["video_raw"] = cosine.unsqueeze(-1).expand(rows, steps)
         if self._fb is not None:
             if window.features is None:
                 raise ValueError("the frame level needs the window's features")
             features, action = window.features.to(self.device), window.action.to(self.device)
             raw = self._fb.score(features.flatten(0, 1), action.flatten(0, 1)).view(rows, steps)
             standardised = self._fb.standardised(raw) if self.frozen else torch.zeros_like(raw)
-            parts["fb"] = self.config.beta * standardised * self._paid(window)
+            parts["fb"] = self.config.beta * standardised * paid_rows(window, self.credit, self.device)
             parts["fb_raw"] = raw
         return parts
-
-    def _paid(self, window: Window) -> Tensor:
-        """(T,) float32: 1 for the rows that are paid, 0 for the others."""
-        paid = torch.zeros(window.shape[1], device=self.device)
-        paid[-(1 if self.credit == "closing" else window.fresh) :] = 1
-        return paid
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of FB's learning on pairs of rows (T = 2); {} without FB or once it is frozen."""
@@ -206,13 +201,7 @@ class GenReward:
         Raises:
             UserError: the state was made with another goal, encoder, action size or network; names both.
         """
-        saved = state.get("identity", {})
-        for name in self._identity | saved:
-            theirs, ours = saved.get(name, "none"), self._identity.get(name, "none")
-            if theirs != ours:
-                raise UserError(
-                    f"the checkpoint's reward has {name} {theirs}, this run's has {ours}; use what it was trained with"
-                )
+        check_identity(state.get("identity", {}), self._identity)
         if self._fb is not None:
             try:
                 self._fb.load_state_dict(state["fb"])
@@ -226,8 +215,3 @@ def _load_encoders(preset: str, device: torch.device) -> Encoders:
     from genreward_fast.encoders.presets import EncoderConfig, shared_encoders
 
     return shared_encoders(EncoderConfig(preset=preset), device)
-
-
-def _digest(frames: Tensor) -> str:
-    """The first 16 hex digits of the SHA-256 of uint8 frames."""
-    return hashlib.sha256(frames.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

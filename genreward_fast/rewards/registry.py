@@ -59,10 +59,39 @@ def _viper(
     return viper(config, device, seed)
 
 
+def _roboclip(
+    config: RewardConfig,
+    goal: Goal | None,
+    encoders: Encoders | None,
+    action_size: int,
+    device: torch.device | str,
+    seed: int,
+) -> RewardModel:
+    from genreward_fast.rewards.roboclip import make_roboclip
+
+    return make_roboclip(config, goal, encoders, device)
+
+
+def _tadpole(
+    config: RewardConfig,
+    goal: Goal | None,
+    encoders: Encoders | None,
+    action_size: int,
+    device: torch.device | str,
+    seed: int,
+) -> RewardModel:
+    from genreward_fast.rewards.tadpole.build import make_tadpole
+
+    return make_tadpole(config, goal, encoders, device, seed)
+
+
 REWARDS: dict[str, Builder] = {
     "diffusion-reward": _diffusion_reward,
     "genreward": _genreward,
     "none": lambda *_: NoReward(),
+    "roboclip": _roboclip,
+    "tadpole": _tadpole,
+    "video-tadpole": _tadpole,
     "viper": _viper,
 }
 

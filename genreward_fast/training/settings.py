@@ -131,6 +131,13 @@ class RunConfig:
         """`encoders` for clips as long as the reward's."""
         return dataclasses.replace(self.encoders, clip_length=self.reward.clip_frames)
 
+    @property
+    def weights_note(self) -> str:
+        """What every output must say about the weights that the reward is made with; "" if all are trained."""
+        if not self.reward.uses_goal or (self.reward.name != "genreward" and self.reward.weights):
+            return ""
+        return self.encoders.note
+
     def save(self, path: str | Path) -> None:
         write_json(path, dataclasses.asdict(self))
 

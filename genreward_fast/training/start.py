@@ -60,7 +60,7 @@ def start_run(
         source = folder.goal if resume else goal
         the_goal = Goal.load(source) if source else default_goal(config, encoders)
     reward = make_reward(config.reward, the_goal, encoders, config.env.action_size, device, config.train.seed)
-    notes = [encoders.note] if encoders.note and the_goal is not None else []
+    notes = [config.weights_note] if config.weights_note else []
     notes += encoders.engine_notes()
 
     created = folder.create()
@@ -98,13 +98,14 @@ def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
     """
     _require_expert(config, "--goal DIR, a goal made from a video")
     say(f"no --goal: making one from the scripted expert of {config.env.task}")
+    chosen = config.reward.name == "genreward"  # no other reward asks for one frame, nor needs the run's encoders
     return goal_from_expert(
         config.env.task,
-        encoders,
+        encoders if chosen else None,
         seed=config.train.seed,
         camera=config.env.camera,
         rendering=config.env.rendering,
-        select=frame_choice("auto", encoders),
+        select=frame_choice("auto", encoders) if chosen else "last",
     )
 
 
@@ -137,7 +138,7 @@ def evaluate_run(run: Path, episodes: int, envs: int | None, seed: int | None, d
         video=folder.video,
     )
     assert result is not None
-    notes = [f"trained with {config.encoders.note}"] if config.encoders.note and config.reward.uses_goal else []
+    notes = [f"trained with {config.weights_note}"] if config.weights_note else []
     return EvaluatedRun(config.env.task, result, folder.video, notes)
 
 

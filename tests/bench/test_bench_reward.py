@@ -6,13 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from genreward_fast.bench import reward
+from genreward_fast.bench.reward_baselines import BASELINES, baseline_calls
 from genreward_fast.cli import main
-from genreward_fast.encoders.presets import EncoderConfig
+from genreward_fast.encoders.presets import EncoderConfig, Encoders
+from genreward_fast.goals.goal import Goal
+from genreward_fast.rewards.config import RewardConfig
+from genreward_fast.rewards.registry import make_reward
+from genreward_fast.rewards.roboclip_config import RoboClipConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +34,8 @@ def one_thread():
 def test_both_ways_are_timed_and_agree(tmp_path, capsys):
     target = tmp_path / "reward.json"
     encoders = EncoderConfig(preset="tiny", clip_frame_size=32, image_size=32)
-    reward.run(reward.Request(encoders, "cpu", (1, 2), seconds=0.01, rendering=False), target)
+    request = reward.Request(encoders, "cpu", (1, 2), seconds=0.01, rendering=False, baselines=("tadpole",))
+    reward.run(request, target)
     written, printed = json.loads(target.read_text()), capsys.readouterr().out
     assert written["note"] == "untrained encoders"
     assert "untrained encoders" in printed
@@ -37,7 +44,7 @@ def test_both_ways_are_timed_and_agree(tmp_path, capsys):
     released = [("step", "all")] + [("window", part) for part in ("all", "video level", "frame level")]
     expected = {("ours", n, *part) for n in (1, 2) for part in ours}
     expected |= {("released", n, *part) for n in (1, 2) for part in released}
-    for way, part in (("diffusion-reward", "15 rows"), ("viper", "8 rows")):
+    for way, part in (("diffusion-reward", "15 rows"), ("viper", "8 rows"), ("tadpole (random weights)", "all")):
         expected |= {(way, n, *unit) for n in (1, 2) for unit in (("step", "all"), ("window", part))}
     assert set(rows) == expected
     for row in rows.values():
@@ -53,6 +60,21 @@ def test_both_ways_are_timed_and_agree(tmp_path, capsys):
     assert agreement["r_video as released"]["difference"] > 1e-3
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_rewards_of_other_papers_are_called_as_training_calls_them(name):
+    subjects = SimpleNamespace(
+        encoder_config=EncoderConfig(preset="tiny"),
+        device=torch.device("cpu"),
+        goal=Goal("noise", torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 1),
+        noise=lambda *shape: torch.randint(0, 256, (*shape, shape[-1], 3), dtype=torch.uint8),
+    )
+    config = RewardConfig(name=name, window=20, interval=20, clip_frames=4, roboclip=RoboClipConfig(size=32))
+    made = make_reward(config, subjects.goal, Encoders(EncoderConfig(preset="tiny", weights="random")), 4, "cpu")
+    results = {unit: call() for (unit, _), call in baseline_calls(made, subjects, 2).items()}
+    assert results["window"].shape == (2, 20)
+    assert (results["step"].shape == (2, 2)) if name == "tadpole" else ("step" not in results)
+
+
 def test_the_command_hands_its_options_over(monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(reward, "run", lambda *arguments: asked.append(arguments))
@@ -64,6 +86,9 @@ def test_the_command_hands_its_options_over(monkeypatch, tmp_path, capsys):
     assert main([*command, "--preset", "paper", "--weights", "random", *options]) == 0
     encoders = EncoderConfig(preset="paper", weights="random")
     assert asked.pop() == (reward.Request(encoders, "cpu", (2, 5), 0.5, False), target)
+    assert main([*command, "--reward", "roboclip", "--reward", "tadpole"]) == 0
+    request, _ = asked.pop()
+    assert request.baselines == ("roboclip", "tadpole")
     for bad in (["--envs", "0"], ["--preset", "huge"], ["--preset", "tiny", "--weights", "random", "--vae", "x"]):
         assert main([*command, *bad]) == 2
         assert bad[-2] in capsys.readouterr().err

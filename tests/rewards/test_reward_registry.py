@@ -62,7 +62,7 @@ def test_a_reward_of_nothing():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(UserError, match="diffusion-reward, genreward, none"):
+    with pytest.raises(UserError, match="diffusion-reward, genreward, none, roboclip, tadpole, video-tadpole, viper"):
         make_reward(RewardConfig(name="robo"), None, None, 4, "cpu")
 
 
@@ -95,4 +95,5 @@ def test_no_reward(reward_config, window, pairs):
 
 
 def test_registered_names_are_the_configs_names():
-    assert set(REWARDS) == {"diffusion-reward", "genreward", "none", "viper"}
+    names = {"diffusion-reward", "genreward", "none", "roboclip", "tadpole", "video-tadpole", "viper"}
+    assert set(REWARDS) == names
