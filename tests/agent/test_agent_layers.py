@@ -39,6 +39,20 @@ def test_upconv_is_doubling_and_convolution(size):
         assert torch.allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(3, 8, (6, 10)), (1, 5, (3, 2)), (4, 1, (1, 6))])
+def test_conv_in_pairs_is_the_convolution(inputs, outputs, size):
+    layer = Conv(inputs, outputs).double()
+    initialize(layer, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(2, inputs, *size, dtype=torch.float64, requires_grad=True)
+    expected, found = layer(x), layer.in_pairs(x)
+    assert torch.allclose(found, expected, atol=1e-12)
+    leaves, weight = [x, *layer.parameters()], torch.randn_like(expected)
+    for a, b in zip(torch.autograd.grad(found, leaves, weight), torch.autograd.grad(expected, leaves, weight)):
+        assert torch.allclose(a, b, atol=1e-11)
+
+
 @pytest.mark.parametrize("depth", [1, 6, 17])
 def test_blocks_are_the_plain_image_networks(depth):
     """The references of the kernels, put together as on CUDA, beside the plain layers."""
