@@ -40,6 +40,14 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def softmax(x: Tensor) -> Tensor:
+    """Over the last axis. PyTorch's CPU code goes over a short last axis number by number; with that axis before another
+    one it takes many rows at once, ten times as fast for 4 classes."""
+    if x.is_cuda or x.dim() < 2 or x.shape[-1] >= 16:
+        return x.softmax(-1)
+    return x.transpose(-1, -2).contiguous().softmax(-2).transpose(-1, -2)
+
+
 def rows_of(grad: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
     """A gradient as a kernel reads it, one number a row, and the step between rows: 0 for the gradient of a sum or a
     mean, which autograd gives as one number expanded, and for none at all, which is a 0 on the device of `like`."""
