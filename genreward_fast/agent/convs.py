@@ -22,6 +22,8 @@ from genreward_fast.kernels.phase_weights import phase_weights
 from genreward_fast.kernels.rmsnorm_silu import rmsnorm_silu
 from genreward_fast.kernels.triton_support import runs_triton
 
+_SMALL = 2**16
+"""Values of a map on a CPU that are normed by PyTorch's own operations."""
 _CACHED = 2**18
 """Values that a part of the max-pool's gradient is made of, at most: half a megabyte of each of a few arrays."""
 
@@ -95,7 +97,7 @@ class UpConv(Conv):
         return rows.reshape(count, 2 * height, 2 * width, len(self.weight)).permute(0, 3, 1, 2)
 
     def phases(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, 4 * outputs, H, W), whose channels are (row in a block of 2 x 2 pixels, column, output)."""
+        """(N, C, H, W) to (N, 4 * outputs, H, W): 2 x 2 blocks of pixels, the channels (row in the block, column, output)."""
         outputs, inputs = self.weight.shape[:2]
         weight = torch.einsum("oikl,pak,qbl->pqoiab", self.weight, self.sums, self.sums)
         weight = weight.reshape(4 * outputs, inputs, 3, 3).to(x.dtype)
@@ -111,7 +113,8 @@ class ChannelNorm(RMSNorm):
     def silu(self, x: Tensor) -> Tensor:
         if runs_triton(x, self.scale):
             return rmsnorm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
-        if x.dtype == self.scale.dtype == torch.float32 and not x.is_cuda:
+        # The few images of an acting agent take less time than the calls of the longer way.
+        if x.dtype == self.scale.dtype == torch.float32 and not x.is_cuda and x.numel() > _SMALL:
             return norm_silu(x.permute(0, 2, 3, 1), self.scale, NORM_EPS).permute(0, 3, 1, 2)
         return F.silu(self(x))
 

@@ -77,7 +77,7 @@ class _NormSiLU(torch.autograd.Function):
 class _ImageError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, image: Tensor) -> Tensor:
-        count, channels, height, width = x.shape
+        count, _, height, width = x.shape
         # Six bytes, two neighbouring pixels, keep their order: they move as three numbers.
         pairs = image.reshape(count, height, 2, width, 6).view(torch.int16).transpose(2, 3).contiguous()
         target = pairs.view(torch.uint8).view(count, -1).float().div_(255)
