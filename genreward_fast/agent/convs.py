@@ -97,7 +97,7 @@ class UpConv(Conv):
         return rows.reshape(count, 2 * height, 2 * width, len(self.weight)).permute(0, 3, 1, 2)
 
     def phases(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, 4 * outputs, H, W): 2 x 2 blocks of pixels, the channels (row in the block, column, output)."""
+        """(N, C, H, W) to (N, 4 * outputs, H, W), 2 x 2 blocks of pixels: the channels are (row, column, output)."""
         outputs, inputs = self.weight.shape[:2]
         weight = torch.einsum("oikl,pak,qbl->pqoiab", self.weight, self.sums, self.sums)
         weight = weight.reshape(4 * outputs, inputs, 3, 3).to(x.dtype)
