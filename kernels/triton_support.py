@@ -33,7 +33,9 @@ def references_only() -> Iterator[None]:
 
 def runs_triton(*tensors: Tensor) -> bool:
     """Whether tensors on this device go through Triton: CUDA ones, and all in Triton's interpreter; never float64."""
-    if not HAS_TRITON or not _allowed or any(tensor.dtype == torch.float64 for tensor in tensors):
+    if not HAS_TRITON or not _allowed or not (INTERPRETED or tensors[0].is_cuda):
+        return False  # on a CPU most calls end here, some 30 of them for an action
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
         return False
     return INTERPRETED or all(tensor.is_cuda for tensor in tensors)
 
