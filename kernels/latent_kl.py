@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton, wide
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, rows_of, runs_triton, softmax, wide
 
 
 def latent_kl_reference(
     posterior: Tensor, prior: Tensor, unimix: float, free_nats: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `latent_kl` computes, in plain float32 PyTorch."""
-    post, pri = (wide(x).softmax(-1) * (1 - unimix) + unimix / x.shape[-1] for x in (posterior, prior))
+    post, pri = (softmax(wide(x)) * (1 - unimix) + unimix / x.shape[-1] for x in (posterior, prior))
     dyn, rep = (_divergence(p, q).clamp(min=free_nats) for p, q in ((post.detach(), pri), (post, pri.detach())))
     prior_entropy, posterior_entropy = (-(p * p.log()).sum((-2, -1)) for p in (pri.detach(), post.detach()))
     return dyn, rep, prior_entropy, posterior_entropy

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, softmax, wide
 
 
 def latent_sample_reference(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
     """What `latent_sample` computes, in plain float32 PyTorch."""
     classes = logits.shape[-1]
-    probs = wide(logits).softmax(-1) * (1 - unimix) + unimix / classes
+    probs = softmax(wide(logits)) * (1 - unimix) + unimix / classes
     index = (probs[..., :-1].cumsum(-1) <= uniform.unsqueeze(-1)).sum(-1)
     return index, (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(logits.dtype)
 
 
 def latent_sample_backward_reference(by_draw: Tensor, by_logits: Tensor, logits: Tensor, unimix: float) -> Tensor:
     """What `latent_sample_backward` computes, in plain float32 PyTorch."""
-    probs, grad = wide(logits).softmax(-1), wide(by_draw)
+    probs, grad = softmax(wide(logits)), wide(by_draw)
     through = (1 - unimix) * probs * (grad - (probs * grad).sum(-1, keepdim=True))
     return (through + wide(by_logits)).to(logits.dtype)
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genreward_fast.kernels.triton_support import wide
+from genreward_fast.kernels.triton_support import softmax, wide
 from genreward_fast.kernels.twohot import twohot_loss, twohot_mean
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """(..., classes) raw logits to float32 probabilities, a share `unimix` of them uniform."""
-    probs = wide(logits).softmax(-1)
+    probs = softmax(wide(logits))
     return probs * (1 - unimix) + unimix / logits.shape[-1]
 
 

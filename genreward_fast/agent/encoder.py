@@ -58,8 +58,11 @@ class Encoder(nn.Module):
 
     def _plainly(self, image: Tensor) -> Tensor:
         """The same in plain PyTorch; it works best on a CPU."""
-        x = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).to(self.dtype) / 255 - 0.5
-        for conv, norm in zip(self.convs, self.norms):
+        x = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).to(self.dtype).div_(255).sub_(0.5)
+        # For the few images of an acting agent the paired weight costs more than it saves.
+        paired = torch.is_grad_enabled() and not x.is_cuda
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            assert isinstance(conv, Conv)
             assert isinstance(norm, ChannelNorm)
-            x = norm.silu(max_pool(conv(x)))
+            x = norm.silu(max_pool(conv.in_pairs(x) if paired and i == 0 else conv(x)))
         return x.permute(0, 2, 3, 1)

@@ -29,7 +29,7 @@ def image_error(x: Tensor, image: Tensor) -> Tensor:
     """The squared error of sigmoid(x) with the image / 255, summed over each image: (N,) float32.
 
     Args:
-        x: (N, 12, H, W) float32, 2 x 2 blocks of pixels: what `pixel_shuffle` makes an image of.
+        x: (N, 12, H, W) float32, 2 x 2 blocks of pixels, the channels (row in the block, column, colour).
         image: (..., 2 H, 2 W, 3) uint8, N images.
     """
     return _ImageError.apply(x, image)
@@ -77,15 +77,15 @@ class _NormSiLU(torch.autograd.Function):
 class _ImageError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, image: Tensor) -> Tensor:
-        count, channels, height, width = x.shape
-        blocks = image.reshape(count, height, 2, width, 2, 3).permute(0, 1, 3, 5, 2, 4)
-        # The uint8 pixels are put in order, not the four times larger values.
-        target = blocks.reshape(count, height * width * channels).float().div_(255)
+        count, _, height, width = x.shape
+        # Six bytes, two neighbouring pixels, keep their order: they move as three numbers.
+        pairs = image.reshape(count, height, 2, width, 6).view(torch.int16).transpose(2, 3).contiguous()
+        target = pairs.view(torch.uint8).view(count, -1).float().div_(255)
         pixels = x.permute(0, 2, 3, 1).reshape(count, -1).sigmoid()
         error = torch.sub(pixels, target, out=target)
         ctx.save_for_backward(pixels, error)
         ctx.shape = x.shape
-        return error.square().sum(1)
+        return torch.linalg.vecdot(error, error)
 
     @staticmethod
     @once_differentiable

@@ -154,6 +154,8 @@ class RSSM(nn.Module):
                 self._step_weights(from_deter),
             )
             return Observed(State(deters, stochs), indices, logits)
+        if reset.shape[1] == 1 and not torch.is_grad_enabled():
+            return self._observe_row(State(deter, stoch), evidence[:, 0], from_deter, action[:, 0], reset, sampler)
         core, from_action = self._core_weights()
         embedded = self._embed_action(from_action, action)
         output = self.posterior_logit
@@ -163,6 +165,17 @@ class RSSM(nn.Module):
             sampler, self.unimix, reset, deter, stoch, embedded, evidence, posterior, core
         )
         return Observed(State(deters, stochs), indices, logits)
+
+    def _observe_row(
+        self, state: State, evidence: Tensor, from_deter: Tensor, action: Tensor, reset: Tensor, sampler: Sampler
+    ) -> Observed:
+        """`observe` for T = 1, layer by layer: with few rows to act on, each operation costs more than its numbers."""
+        before = State(state.deter.masked_fill(reset, 0), state.stoch.masked_fill(reset.unsqueeze(-1), 0))
+        deter = self.core(before, action)
+        seen = self.posterior.norm.silu(torch.addmm(evidence, deter, from_deter.t()))
+        logit = self._latents(self.posterior_logit(seen))
+        index, stoch = sampler.latent(logit, self.unimix, "posterior", 0)
+        return Observed(State(deter.unsqueeze(1), stoch.unsqueeze(1)), index.unsqueeze(1), logit.unsqueeze(1))
 
     @torch.no_grad()
     def imagine(self, state: State, policy: Callable[[State, int], Tensor], steps: int, sampler: Sampler) -> Imagined:

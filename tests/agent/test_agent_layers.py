@@ -16,7 +16,7 @@ from genreward_fast.agent.heads import outputs
 from genreward_fast.agent.losses import image_loss
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.nets import BlockLinear, Linear, RMSNorm, initialize
-from genreward_fast.agent.rssm import State
+from genreward_fast.agent.rssm import RSSM, State
 from genreward_fast.agent.sampling import RandomSampler
 from genreward_fast.kernels.phase_image_loss import phase_image_loss_reference, phase_pixels
 
@@ -36,6 +36,20 @@ def test_upconv_is_doubling_and_convolution(size):
     for a, b in zip(
         torch.autograd.grad((found * weight).sum(), leaves), torch.autograd.grad((expected * weight).sum(), leaves)
     ):
+        assert torch.allclose(a, b, atol=1e-11)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(3, 8, (6, 10)), (1, 5, (3, 2)), (4, 1, (1, 6))])
+def test_conv_in_pairs_is_the_convolution(inputs, outputs, size):
+    layer = Conv(inputs, outputs).double()
+    initialize(layer, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(2, inputs, *size, dtype=torch.float64, requires_grad=True)
+    expected, found = layer(x), layer.in_pairs(x)
+    assert torch.allclose(found, expected, atol=1e-12)
+    leaves, weight = [x, *layer.parameters()], torch.randn_like(expected)
+    for a, b in zip(torch.autograd.grad(found, leaves, weight), torch.autograd.grad(expected, leaves, weight)):
         assert torch.allclose(a, b, atol=1e-11)
 
 
@@ -206,3 +220,26 @@ def test_heads_side_by_side_are_the_heads():
     for a, b in zip([*joint, *grads[0]], [*alone, *grads[1]]):
         assert a.shape == b.shape
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_one_observed_row_without_gradients_is_the_scan():
+    sizes = NetworkSize(deter=32, hidden=16, classes=4, depth=2, units=8, stoch=4, blocks=4)
+    config = AgentConfig(size="small", network=sizes, dtype="float64")
+    generator = torch.Generator().manual_seed(0)
+    rssm = RSSM(config, 3, 24).double()
+    initialize(rssm, generator)
+    deter, tokens, action = (
+        torch.randn(5, *shape, generator=generator, dtype=torch.float64) for shape in ((32,), (1, 24), (1, 3))
+    )
+    index = torch.randint(0, 4, (5, 4), generator=generator)
+    reset = torch.tensor([[False], [True], [False], [False], [True]])
+    inputs = State(deter, one_hot(index, 4, torch.float64)), tokens, 2 * action, reset
+    plain = rssm.observe(*inputs, RandomSampler(torch.device("cpu"), 1))
+    with torch.no_grad():
+        found = rssm.observe(*inputs, RandomSampler(torch.device("cpu"), 1))
+    assert torch.equal(found.index, plain.index)
+    for a, b in ((found.state.deter, plain.state.deter), (found.state.stoch, plain.state.stoch)):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, atol=1e-12)
+    assert found.logit.shape == plain.logit.shape
+    assert torch.allclose(found.logit, plain.logit, atol=1e-12)

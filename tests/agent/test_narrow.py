@@ -41,7 +41,8 @@ def test_image_error(channels_last):
     x = torch.randn(3, 12, 4, 6, generator=generator, dtype=torch.float64).requires_grad_()
     image = torch.randint(0, 256, (3, 1, 8, 12, 3), generator=generator, dtype=torch.uint8)
     weight = torch.randn(3, generator=generator, dtype=torch.float64)
-    pixels = functional.pixel_shuffle(x, 2).sigmoid().permute(0, 2, 3, 1)
+    blocks = x.unflatten(1, (4, 3)).transpose(1, 2).flatten(1, 2)  # what `pixel_shuffle` wants
+    pixels = functional.pixel_shuffle(blocks, 2).sigmoid().permute(0, 2, 3, 1)
     expected = (pixels - image[:, 0].double() / 255).square().sum((1, 2, 3))
     gradients = torch.autograd.grad(expected, [x], weight)
     memory = torch.channels_last if channels_last else torch.contiguous_format

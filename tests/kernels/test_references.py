@@ -33,6 +33,7 @@ from genreward_fast.kernels import (
     space_norm_silu,
     twohot,
 )
+from genreward_fast.kernels.triton_support import softmax
 
 EPS = 1e-4
 
@@ -220,3 +221,13 @@ def test_the_gradients_written_by_hand():
     (expected,) = torch.autograd.grad(probs, [logits], grad)
     found = latent_sample.latent_sample_backward_reference(grad, by_logits, logits.detach(), 0.01)
     torch.testing.assert_close(found, expected + by_logits)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 1), (7, 5, 4), (2, 3, 0, 4), (2, 3, 20)])
+def test_a_softmax_over_few_values_is_the_softmax(shape):
+    x = draw(*shape).requires_grad_()
+    found, expected = softmax(x), x.softmax(-1)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)
+    grad = draw(*shape)
+    torch.testing.assert_close(torch.autograd.grad(found, [x], grad), torch.autograd.grad(expected, [x], grad))
