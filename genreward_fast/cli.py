@@ -13,6 +13,7 @@ import sys
 import click
 
 from genreward_fast import __version__
+from genreward_fast.commands.assets import assets
 from genreward_fast.commands.bench import bench
 from genreward_fast.commands.demos import demos
 from genreward_fast.commands.doctor import doctor
@@ -35,7 +36,7 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, demos, doctor, evaluate, export, finetune, generate, goal, report, train):
+for _command in (assets, bench, demos, doctor, evaluate, export, finetune, generate, goal, report, train):
     genreward.add_command(_command)
 
 
