@@ -30,6 +30,7 @@ _PICTURE_WEIGHT = 10.0
 _UNUSUAL_WEIGHT = 20.0
 _EMA = 0.996
 _RIDGE = 1e-3
+_STILL = 1e-3  # metres: what moves less stands still
 
 
 class Learner(nn.Module):
@@ -143,8 +144,8 @@ def measure_dino(recordings: Recordings, folder: BuildFolder, held_out_tasks: tu
     """R² of linear probes of positions, with the saved weights, averaged over the three coordinates.
 
     The probes are fitted on the episodes that were trained on, and judged on held-out ones of the same tasks. `gripper`
-    and `object` are one probe for all tasks; `..._within` one for each task, judged against the task's own mean, and
-    averaged over the tasks in which the thing moves; `gripper_tasks` is the first, on the held-out tasks.
+    and `object` are one probe for all tasks; `..._within` one for each task, judged against the task's own mean,
+    residuals and variances added up over the tasks; `gripper_tasks` is the first, on the held-out tasks.
     """
     vit = read_dino(str(folder.weights("dino")))
     small = min(recordings.frames)
@@ -165,15 +166,12 @@ def measure_dino(recordings: Recordings, folder: BuildFolder, held_out_tasks: tu
         if name == "gripper" and unseen:
             features, states = of(unseen)
             results["gripper_tasks"] = r_squared(probe, features, states[:, part])
-        within = []
+        sums = torch.zeros(2, dtype=torch.float64, device=recordings.device)
         for task in sorted({e.task for e in held}):
             features, states = of(tuple(e for e in seen if e.task == task))
-            own = of(tuple(e for e in held if e.task == task))
-            target = own[1][:, part]
-            if float(target.std(0).min()) > 1e-3:
-                within.append(r_squared(fit_probe(features, states[:, part]), own[0], target))
-        if within:
-            results[f"{name}_within"] = sum(within) / len(within)
+            own, true = of(tuple(e for e in held if e.task == task))
+            sums += _residual_and_variance(fit_probe(features, states[:, part]), own, true[:, part]).sum(1)
+        results[f"{name}_within"] = float(1 - sums[0] / sums[1])
     return {name: round(value, 3) for name, value in results.items()}
 
 
@@ -187,8 +185,14 @@ def fit_probe(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def r_squared(probe: tuple[Tensor, Tensor, Tensor], features: Tensor, targets: Tensor) -> float:
-    """1 - residual / variance of (N, K) targets, averaged over K."""
+    """1 - residual / variance of (N, K) targets, averaged over those of the K that vary at all."""
+    residual, variance = _residual_and_variance(probe, features, targets)
+    varies = variance > len(targets) * _STILL**2
+    return float((1 - residual / variance)[varies].mean())
+
+
+def _residual_and_variance(probe: tuple[Tensor, Tensor, Tensor], features: Tensor, targets: Tensor) -> Tensor:
+    """(2, K): sums of squares of what the probe leaves, and around the mean."""
     mean, weights, centre = probe
     residual = (features - mean) @ weights + centre - targets
-    variance = (targets - targets.mean(0)).square().sum(0)
-    return float((1 - residual.square().sum(0) / variance).mean())
+    return torch.stack([residual.square().sum(0), (targets - targets.mean(0)).square().sum(0)])

@@ -30,7 +30,9 @@ def toy(tmp_path):
     for colour, task in enumerate(TASKS):
         frames = {size: [] for size in (32, 64)}
         states, lines = [], []
-        for number, (kind, held) in enumerate([("expert", False), ("expert", False), ("random", False), ("expert", True)]):
+        for number, (kind, held) in enumerate(
+            [("expert", False), ("expert", False), ("random", False), ("expert", True)]
+        ):
             begin, end = random.random((2, 2))
             for t in range(LENGTH):
                 place = begin + (end - begin) * t / LENGTH
