@@ -79,6 +79,12 @@ def build(
             for line in record(recording, folder, workers):
                 say(line)
             continue
+        if part == "check":
+            from genreward_fast.goals.assets.check import check
+
+            for line in check(folder, recording, device):
+                say(line)
+            continue
         _build_part(part, folder, recording, device, seconds_of(part, minutes), resume, steps, batch, say)
     from genreward_fast.goals.assets.saving import sizes
 
@@ -91,6 +97,8 @@ def _present(folder: BuildFolder, part: str, recording: RecordingConfig) -> Path
     """A file of the part that is there already."""
     if part == "data":
         return next((path for task in recording.tasks if (path := folder.recording(task)).exists()), None)
+    if part == "check":  # reads what there is, and takes seconds
+        return None
     return next((path for path in (folder.checkpoint(part), folder.weights(part)) if path.exists()), None)
 
 

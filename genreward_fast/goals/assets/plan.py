@@ -8,8 +8,8 @@ from pathlib import Path
 from genreward_fast.envs.tasks import PAPER_TASKS, TASKS
 from genreward_fast.errors import UserError
 
-PARTS = ("data", "vae", "dino", "clip")
-"""In the order in which they are run: `data` first, the others read nothing but it."""
+PARTS = ("data", "vae", "dino", "clip", "check")
+"""In the order in which they are run: the three that learn read nothing but `data`, and `check` reads them all."""
 
 HELD_OUT_TASKS = ("plate-slide-side", "push-wall", "drawer-open", "faucet-close")
 """No part trains on these."""

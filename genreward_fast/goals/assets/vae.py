@@ -21,6 +21,7 @@ _MOVING = 16 / 255
 _KL_WEIGHT = 3e-4
 _EDGE_WEIGHT = 0.5
 _MOVING_WEIGHT = 6.0
+_FIRST_LOGVAR = -6.0  # with the noise of 0, the decoder sees next to nothing of the clip for hundreds of steps
 
 
 def draw_clips(
@@ -78,6 +79,8 @@ def train_vae(
     vae = build_vae("tiny", config.seed).to(device)
     episodes = recordings.chosen(lambda episode: not episode.held_out)
     channels = vae.config["latent_channels"]
+    with torch.no_grad():
+        vae.encoder.conv_out.conv.bias[channels:] = _FIRST_LOGVAR
     ratio = 2 ** (len(vae.config["block_out_channels"]) - 1)
 
     def losses(generator: torch.Generator, _done: float) -> dict[str, Tensor]:

@@ -10,8 +10,12 @@ from safetensors.numpy import save_file
 from genreward_fast.goals.assets.plan import BuildFolder, RecordingConfig
 from genreward_fast.goals.assets.recordings import read_recordings
 
-TASKS = ("reach", "drawer-open", "button-press")
+TASKS = ("pick-place", "drawer-open", "button-press")
 LENGTH, SOLVED = 20, 14
+EPISODES = (
+    ("expert", False), ("expert", False), ("random", False),
+    ("expert", True), ("half-expert", True), ("random", True),
+)  # fmt: skip
 
 
 def picture(size: int, colour: int, row: float, column: float, solved: bool) -> np.ndarray:
@@ -24,21 +28,19 @@ def picture(size: int, colour: int, row: float, column: float, solved: bool) -> 
 
 @pytest.fixture
 def toy(tmp_path):
-    """A build's folder with recordings of three tasks, 32 and 64 pixels wide, and their configuration."""
+    """A build's folder with recordings of three tasks, 16, 32 and 64 pixels wide, and their configuration."""
     random = np.random.default_rng(0)
     folder = BuildFolder(tmp_path / "build")
     for colour, task in enumerate(TASKS):
-        frames = {size: [] for size in (32, 64)}
+        frames = {size: [] for size in (16, 32, 64)}
         states, lines = [], []
-        for number, (kind, held) in enumerate(
-            [("expert", False), ("expert", False), ("random", False), ("expert", True)]
-        ):
+        for number, (kind, held) in enumerate(EPISODES):
             begin, end = random.random((2, 2))
             for t in range(LENGTH):
                 place = begin + (end - begin) * t / LENGTH
                 for size, pictures in frames.items():
                     pictures.append(picture(size, colour, *place, kind == "expert" and t >= SOLVED))
-                states.append(np.r_[place, np.zeros(37)])
+                states.append(np.r_[place, 0, 0, place, np.zeros(33)])
             solved = SOLVED if kind == "expert" else None
             lines.append({"kind": kind, "held_out": held, "seed": number, "frames": LENGTH, "solved_from": solved})
         tensors = {f"frames_{size}": np.stack(pictures) for size, pictures in frames.items()}

@@ -75,9 +75,9 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize("part", ["vae", "dino", "clip"])
 def test_a_part_is_built_and_goes_on(part, toy):
     folder, config = toy
-    if part == "vae":  # 64 pixels take a CPU long
-        config = replace(config, sizes=(32,))
-    built = dict(recording=config, steps=3, batch=2)
+    if part == "vae":  # more pixels take a CPU long
+        config = replace(config, sizes=(16,))
+    built = dict(recording=config, steps=3, batch=1 if part == "vae" else 2)
     said = []
     build(folder.root, [part], CPU, **built, say=said.append)
     assert any(line.startswith(f"{part}: 3 steps") for line in said)
