@@ -100,7 +100,9 @@ def train(
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=device.type == "cuda")
-    step, before, logged = 0, 0.0, {}
+    step, before = 0, 0.0
+    logged: dict[str, float] = {}
+    computed: dict[str, Tensor] = {}
     if resume and checkpoint.is_file():
         step, before, logged = _load(checkpoint, model, optimizer, config)
     begun = saved = time.monotonic()
