@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,10 @@ def test_commands_have_the_flags_that_are_shown():
     text = "\n".join(page.read_text() for page in PAGES)
     names = "|".join(cli.genreward.commands)
     for command, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
-        known = {name for parameter in cli.genreward.commands[command].params for name in parameter.opts}
+        shown = cli.genreward.commands[command]
+        if isinstance(shown, click.Group):
+            shown = shown.commands[arguments.split()[0]]
+        known = {name for parameter in shown.params for name in parameter.opts}
         for flag in re.findall(r"--[a-z0-9-]+", arguments):
             assert flag in known, f"genreward {command} {flag}"
 
