@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from torch import Tensor, nn
+from torch import Tensor
 
 from genreward_fast.encoders.architectures import build_vae
 from genreward_fast.encoders.video import read_vae
@@ -51,9 +53,9 @@ def vae_losses(vae: AutoencoderKLCogVideoX, clips: Tensor, noise: Tensor) -> dic
         noise: unit normal, of the latent's shape.
     """
     with autocast(clips.device):
-        model: nn.Module = vae
-        posterior = model.encode(clips).latent_dist  # type: ignore[operator]
-        decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
+        model: Any = vae
+        posterior = model.encode(clips).latent_dist
+        decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
     weight = 1 + _MOVING_WEIGHT * moving(clips)
     weight = weight / weight.mean()
     difference = decoded - clips
@@ -76,7 +78,8 @@ def train_vae(
 ) -> Trained:
     """Trains it, and saves it as float16 with the scale that gives its latents unit deviation."""
     device = recordings.device
-    vae = build_vae("tiny", config.seed).to(device)
+    vae: Any = build_vae("tiny", config.seed)  # to type checkers the library's classes have no attributes
+    vae = vae.to(device)
     episodes = recordings.chosen(lambda episode: not episode.held_out)
     channels = vae.config["latent_channels"]
     with torch.no_grad():
@@ -102,8 +105,8 @@ def train_vae(
 def _deviation(vae: AutoencoderKLCogVideoX, recordings: Recordings, episodes: tuple[Episode, ...]) -> float:
     generator = torch.Generator(recordings.device).manual_seed(0)
     clips = [to_pixels(draw_clips(recordings, episodes, 4, 16, generator)) for _ in range(8)]
-    model: nn.Module = vae
-    return float(torch.cat([model.encode(clip).latent_dist.mean for clip in clips]).std())  # type: ignore[operator]
+    model: Any = vae
+    return float(torch.cat([model.encode(clip).latent_dist.mean for clip in clips]).std())
 
 
 @torch.no_grad()
@@ -112,7 +115,8 @@ def measure_vae(recordings: Recordings, folder: BuildFolder, held_out_tasks: tup
 
     `psnr_tasks` and the like are those of tasks that nothing was trained on.
     """
-    vae = read_vae(str(folder.weights("vae"))).to(recordings.device).eval()
+    vae: Any = read_vae(str(folder.weights("vae")))
+    vae = vae.to(recordings.device).eval()
     results: dict[str, float] = {}
     held_out = recordings.chosen(lambda episode: episode.held_out)
     for suffix, unseen in (("", False), ("_tasks", True)):
