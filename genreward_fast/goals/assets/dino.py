@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from genreward_fast.encoders.architectures import build_dino
+from genreward_fast.encoders.architectures import build_dino, seeded
 from genreward_fast.encoders.image import ImageEncoder, read_dino
 from genreward_fast.goals.assets.dino_loss import Prototypes, dino_loss, koleo_loss, sinkhorn
 from genreward_fast.goals.assets.loop import LoopConfig, Trained, train
@@ -107,7 +107,8 @@ def train_dino(
     vit: Any = build_dino("tiny", config.seed)
     size = vit.config.image_size
     encoder = ImageEncoder(deepcopy(vit), size=size)
-    learner = Learner(vit, size).to(device)
+    with seeded(config.seed):
+        learner = Learner(vit, size).to(device)
     episodes = recordings.chosen(lambda episode: not episode.held_out)
     rows = frame_indices(episodes, device)
     tasks = sorted({episode.task for episode in episodes})

@@ -12,7 +12,7 @@ from genreward_fast.errors import RunFailed, UserError
 from genreward_fast.goals.assets import clip, dino, vae
 from genreward_fast.goals.assets.build import build
 from genreward_fast.goals.assets.loop import LoopConfig, generator_for, train
-from genreward_fast.goals.assets.plan import HELD_OUT_TASKS, MAX_BYTES
+from genreward_fast.goals.assets.plan import HELD_OUT_TASKS, MAX_BYTES, BuildFolder
 from genreward_fast.goals.assets.recordings import read_recordings
 from genreward_fast.goals.assets.saving import sizes
 
@@ -93,6 +93,49 @@ def test_a_part_is_built_and_goes_on(part, toy):
     build(folder.root, [part], CPU, **built, resume=True)  # complete: not trained on
     again = loaded(str(folder.weights(part))).state_dict()
     assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+PARTS = pytest.mark.parametrize(
+    ("train_part", "sizes", "loss"),
+    [(vae.train_vae, (16,), "pixels"), (dino.train_dino, (32, 64), "picture"), (clip.train_clip, (32,), "loss")],
+    ids=["vae", "dino", "clip"],
+)
+
+
+@PARTS
+def test_a_part_that_was_cut_ends_with_the_losses_of_a_whole_one(train_part, sizes, loss, toy, tmp_path, monkeypatch):
+    folder, config = toy
+    shown = read_recordings(folder, config.tasks, sizes, CPU)
+    whole, cut = BuildFolder(tmp_path / "whole"), BuildFolder(tmp_path / "cut")
+    loop = LoopConfig(4, lr=2e-3, warmup=1)
+    expected = train_part(shown, whole, loop, batch=2).losses
+    monkeypatch.setattr("genreward_fast.goals.assets.loop._SAVE_EVERY", 0.0)
+
+    def cutting(seed, step, device):
+        if step == 2:
+            raise KeyboardInterrupt
+        return generator_for(seed, step, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genreward_fast.goals.assets.loop.generator_for", cutting)
+        with pytest.raises(KeyboardInterrupt):
+            train_part(shown, cut, loop, batch=2)
+    resumed = train_part(shown, cut, loop, batch=2, resume=True)
+    assert resumed.steps == 4
+    assert resumed.losses == pytest.approx(expected, rel=1e-6)
+
+
+@PARTS
+def test_what_a_part_minimises_falls(train_part, sizes, loss, toy, tmp_path):
+    folder, config = toy
+    shown = read_recordings(folder, config.tasks, sizes, CPU)
+    last = [
+        train_part(shown, BuildFolder(tmp_path / str(steps)), LoopConfig(steps, lr=2e-3, warmup=1), batch=4).losses[
+            loss
+        ]
+        for steps in (1, 16)
+    ]
+    assert last[1] < 0.8 * last[0]
 
 
 def test_missing_and_damaged_recordings_are_named(toy):
