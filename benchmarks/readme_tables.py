@@ -307,6 +307,16 @@ def fb_meaning_table() -> str:
     return rows(header, [[*names, *cells] for names, cells in body.items()])
 
 
+def assets_table() -> str:
+    """What the tiny weights show on held-out episodes, beside what is asked."""
+    results = [result for _, result in read("assets.json")]
+    if not results:
+        return "Not built yet."
+    header = ["on held-out episodes", "shown", "asked"]
+    body = [[row["what"], f"{row['value']:.3g}", f"≥ {row['asked']:g}"] for row in results[0]["table"]]
+    return rows(header, body)
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -317,7 +327,11 @@ TABLES = {
     "learn": learn_table,
     "kernels": kernels_table,
 }
-PAGES = {"README.md": TABLES, "docs/frame_level.md": {"fb_meaning": fb_meaning_table}}
+PAGES = {
+    "README.md": TABLES,
+    "docs/frame_level.md": {"fb_meaning": fb_meaning_table},
+    "docs/assets.md": {"assets": assets_table},
+}
 
 
 def filled(page: str) -> str:

@@ -13,6 +13,7 @@ import sys
 import click
 
 from genreward_fast import __version__
+from genreward_fast.commands.assets import assets
 from genreward_fast.commands.bench import bench
 from genreward_fast.commands.demos import demos
 from genreward_fast.commands.doctor import doctor
@@ -37,7 +38,9 @@ def genreward() -> None:
     """
 
 
-for _command in (bench, demos, doctor, evaluate, export, finetune, fit, generate, goal, report, sweep, train):
+for _command in (
+    assets, bench, demos, doctor, evaluate, export, finetune, fit, generate, goal, report, sweep, train,
+):  # fmt: skip
     genreward.add_command(_command)
 
 

@@ -126,7 +126,8 @@ def _engine_cache() -> Check:
 def _weights() -> list[Check]:
     from genreward_fast.encoders.presets import EncoderConfig
 
-    checks = [Check("weights tiny", True, "built in; untrained encoders so far")]
+    note = EncoderConfig(preset="tiny").note
+    checks = [Check("weights tiny", True, f"built in; {note} so far" if note else "built in")]
     config = EncoderConfig(preset="paper")
     for encoder in ("vae", "dino", "clip"):
         source = str(config.source(encoder))

@@ -17,7 +17,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 from genreward_fast.encoders.clip_weights import quiet
 
 # CogVideoX-5B-I2V's autoencoder (THUDM, arXiv 2408.06072): 4x in time, 8x in space, 16 channels.
-# The tiny one is as deep in scales, with narrow layers; its 8 first channels are what keeps it fast on a CPU.
+# The tiny one is as deep in scales, with narrow layers; its few first channels are what keeps it fast on a CPU.
 VAE: dict[str, dict[str, Any]] = {
     "paper": {
         "block_out_channels": (128, 256, 256, 512),
@@ -30,10 +30,10 @@ VAE: dict[str, dict[str, Any]] = {
         "scaling_factor": 0.7,
     },
     "tiny": {
-        "block_out_channels": (8, 16, 32, 64),
+        "block_out_channels": (16, 32, 48, 48),
         "layers_per_block": 1,
         "latent_channels": 16,
-        "norm_num_groups": 4,
+        "norm_num_groups": 8,
         "temporal_compression_ratio": 4,
         "sample_height": 128,
         "sample_width": 128,
@@ -71,13 +71,14 @@ DINO: dict[str, dict[str, Any]] = {
     },
 }
 
-# The paper's is the library's own ViT-B-32. Nearly all of the tiny one is the table of the tokenizer's 49408 words.
+# The paper's is the library's own ViT-B-32. More than half of the tiny one is the table of the tokenizer's 49408
+# words, which is why its texts are so narrow; its small patches show it a puck of a few pixels.
 CLIP: dict[str, dict[str, Any]] = {
     "paper": open_clip.get_model_config("ViT-B-32"),
     "tiny": {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 128, "head_width": 32, "layers": 3},
-        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+        "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 3},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
     },
 }
 

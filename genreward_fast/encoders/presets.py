@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,14 +23,14 @@ UNTRAINED = "untrained encoders"
 RANDOM = "random weights"
 
 _ENCODERS = ("vae", "dino", "clip")
-_SOURCES: dict[str, dict[str, str]] = {
-    "paper": {
-        "vae": "zai-org/CogVideoX-5b-I2V",
-        "dino": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
-        "clip": "ViT-B-32/laion2b_s34b_b79k",
-    },
-    "tiny": {},
+_PAPER = {
+    "vae": "zai-org/CogVideoX-5b-I2V",
+    "dino": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
+    "clip": "ViT-B-32/laion2b_s34b_b79k",
 }
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+"""The tiny preset's trained weights, a folder for each encoder, as `genreward assets build` makes them."""
+
 _CLIP_SIZE = {"paper": 480, "tiny": 128}
 _FEATURE_SIZE = {"paper": 224, "tiny": 64}
 
@@ -41,9 +42,10 @@ class EncoderConfig:
     Attributes:
         preset: `paper` (CogVideoX-5B-I2V's autoencoder, DINOv3 ViT-S/16+, OpenCLIP ViT-B-32) or `tiny` (the same
             classes, small).
-        weights: `auto` is `pretrained` for paper and `untrained` for tiny. `pretrained` loads each encoder from its
-            source. `random` builds the preset's full-size architectures without loading anything, for benchmarks.
-            `untrained` is the tiny preset's seeded initial weights. Encoders whose path is given are loaded from it.
+        weights: `pretrained` loads each encoder from its source: the hub's, or for tiny the weights that ship. `auto`
+            is that, and `untrained` for those of tiny's that do not ship. `random` builds the preset's full-size
+            architectures without loading anything, for benchmarks. `untrained` is the tiny preset's seeded initial
+            weights. Encoders whose path is given are loaded from it.
         vae: hub id or local folder (with or without a subfolder vae) instead of the preset's autoencoder.
         dino: hub id or local folder instead of the preset's DINOv3.
         clip: hub id, local folder, checkpoint file or the library's NAME/TAG instead of the preset's OpenCLIP.
@@ -70,8 +72,8 @@ class EncoderConfig:
     weights_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.preset not in _SOURCES:
-            raise UserError(f"preset {self.preset!r}: no such preset; use one of: {', '.join(_SOURCES)}")
+        if self.preset not in _CLIP_SIZE:
+            raise UserError(f"preset {self.preset!r}: no such preset; use one of: {', '.join(_CLIP_SIZE)}")
         if self.weights not in ("auto", "pretrained", "random", "untrained"):
             raise UserError(f"weights {self.weights!r}: use auto, pretrained, random or untrained")
         if self.weights == "untrained" and self.preset != "tiny":
@@ -101,10 +103,10 @@ class EncoderConfig:
         given: str | None = getattr(self, encoder)
         if given is not None:
             return given
-        if self.weights in ("random", "untrained") or (self.weights == "auto" and not _SOURCES[self.preset]):
+        if self.weights in ("random", "untrained"):
             return None
-        source = _SOURCES[self.preset].get(encoder)
-        if source is None:
+        source = _shipped(encoder) if self.preset == "tiny" else _PAPER[encoder]
+        if source is None and self.weights == "pretrained":
             raise UserError(f"preset {self.preset}: has no trained weights; pass them with --{encoder} PATH")
         return source
 
@@ -118,6 +120,11 @@ class EncoderConfig:
     def note(self) -> str:
         """What every output must say: "" if all three encoders have trained weights."""
         return next((note for note in map(self.note_of, _ENCODERS) if note), "")
+
+
+def _shipped(encoder: str) -> str | None:
+    folder = SHIPPED / encoder
+    return str(folder) if folder.is_dir() else None
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:

@@ -22,7 +22,7 @@ class ExpertEpisode:
     """T steps of an expert. Action t is taken at frame t and leads to frame t + 1.
 
     Attributes:
-        frames: size -> (T + 1, size, size, 3) uint8, upright RGB.
+        frames: size -> (T + 1, size, size, 3) uint8, upright RGB; every n-th of them if that was asked for.
         states: (T + 1, 39) float64.
         actions: (T, 4) float32 in [-1, 1].
         rewards: (T,) float32, the dense reward of arriving at frame t + 1.
@@ -49,6 +49,7 @@ def expert_episode(
     noise: float = 0.0,
     random_from: int | None = None,
     max_steps: int | None = None,
+    render_every: int = 1,
     env: MetaWorldEnv | None = None,
 ) -> ExpertEpisode:
     """One episode of the task's expert.
@@ -61,10 +62,11 @@ def expert_episode(
         noise: standard deviation of the Gaussian noise added to each action before it is clipped.
         random_from: the step from which on actions are uniformly random instead; 0 for all of them, None for none.
         max_steps: end after that many steps at the latest; None for the episode's length.
+        render_every: render the frames 0, n, 2n, ... alone.
         env: an environment of this config to use; without it one is made and closed.
 
     Raises:
-        UserError: `noise`, `random_from` or `max_steps` is out of range.
+        UserError: `noise`, `random_from`, `max_steps` or `render_every` is out of range.
         ValueError: `env` has another config.
     """
     if not noise >= 0:
@@ -73,13 +75,15 @@ def expert_episode(
         raise UserError(f"random_from {random_from}: must not be negative")
     if max_steps is not None and max_steps < 1:
         raise UserError(f"max_steps {max_steps}: must be at least 1")
+    if render_every < 1:
+        raise UserError(f"render_every {render_every}: must be at least 1")
     if env is not None and env.config != config:
         raise ValueError(f"env was made from {env.config}, not {config}")
     steps = config.steps if max_steps is None else min(max_steps, config.steps)
     scripted = steps if random_from is None else random_from
     used = MetaWorldEnv(config) if env is None else env
     try:
-        return _play(used, seed, tuple(sizes), stop_at_success, noise, scripted, steps)
+        return _play(used, seed, tuple(sizes), stop_at_success, noise, scripted, steps, render_every)
     finally:
         if env is None:
             used.close()
@@ -113,6 +117,7 @@ def _play(
     noise: float,
     scripted: int,
     steps: int,
+    render_every: int,
 ) -> ExpertEpisode:
     expert: Any = ENV_POLICY_MAP[f"{env.config.task}-v3"]  # declared as the abstract class of them all
     policy = expert()
@@ -134,7 +139,8 @@ def _play(
         actions.append(action)
         rewards.append(reward)
         success.append(info["success"])
-        _append(frames, env)
+        if (step + 1) % render_every == 0:
+            _append(frames, env)
         if truncated or (stop_at_success and info["success"]):
             break
     return ExpertEpisode(

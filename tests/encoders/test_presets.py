@@ -112,6 +112,17 @@ def test_shared_encoders_are_shared() -> None:
     assert shared_encoders(TINY) is not shared_encoders(EncoderConfig(preset="tiny", weights_seed=1))
 
 
+def test_tiny_takes_the_weights_that_ship(dino_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dino").symlink_to(dino_folder)
+    monkeypatch.setattr("genreward_fast.encoders.presets.SHIPPED", tmp_path)
+    assert TINY.source("dino") == str(tmp_path / "dino")
+    assert TINY.note_of("dino") == ""
+    assert TINY.note == TINY.note_of("clip") == "untrained encoders"  # the others do not ship here
+    loaded = load_image_encoder(TINY)
+    assert loaded.fingerprint == load_image_encoder(EncoderConfig(preset="tiny", dino=str(dino_folder))).fingerprint
+    assert EncoderConfig(preset="tiny", weights="untrained").source("dino") is None
+
+
 def test_tiny_has_no_trained_weights_yet_and_says_so() -> None:
     config = EncoderConfig(preset="tiny", weights="pretrained")
     with pytest.raises(UserError, match="--vae PATH"):

@@ -114,3 +114,12 @@ def test_the_experts_of_all_tasks_succeed():
         except UserError:
             failed.append(task)
     assert failed == []
+
+
+def test_every_third_frame_is_rendered_and_the_episode_is_the_same():
+    whole = expert_episode(PICK_PLACE, 3, (24,), stop_at_success=False, max_steps=10)
+    thinned = expert_episode(PICK_PLACE, 3, (24,), stop_at_success=False, max_steps=10, render_every=3)
+    assert np.array_equal(thinned.frames[24], whole.frames[24][::3])
+    assert np.array_equal(thinned.states, whole.states)
+    with pytest.raises(UserError, match="render_every"):
+        expert_episode(PICK_PLACE, 3, (), render_every=0)

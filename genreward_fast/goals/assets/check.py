@@ -1,0 +1,118 @@
+"""What the weights show on held-out episodes, beside what is asked of them: one table, in `results/assets.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genreward_fast.encoders.presets import EncoderConfig, load_video_encoder
+from genreward_fast.envs.tasks import PAPER_TASKS
+from genreward_fast.errors import UserError
+from genreward_fast.files import read_json, write_json
+from genreward_fast.goals.assets.plan import BuildFolder, RecordingConfig
+from genreward_fast.goals.assets.record import KINDS
+from genreward_fast.goals.assets.recordings import Episode, Recordings, read_recordings
+from genreward_fast.goals.assets.saving import sizes
+from genreward_fast.goals.frames import uniform_indices
+from genreward_fast.kernels.latent_cosine import latent_cosine
+
+ASKED: tuple[tuple[str, str, str, float], ...] = (
+    ("vae", "psnr", "reconstruction, dB", 30),
+    ("vae", "psnr_moving", "reconstruction of pixels that move, dB", 24),
+    ("dino", "gripper", "gripper's position from the class token, linear R²", 0.8),
+    ("dino", "object", "object's position from the class token, linear R²", 0.8),
+    ("clip", "top5", "sentence to frame, right task among the first 5 of 50", 0.8),
+    ("clip", "at_or_after", "chosen goal frame at or after the first success", 0.8),
+)
+"""Part, figure, what it is, the least that is asked."""
+ASKED_AUC = 0.8
+_WINDOW = 128  # steps
+
+
+def check(folder: BuildFolder, recording: RecordingConfig, device: torch.device) -> list[str]:
+    """Gathers what the parts measured, measures the video level's ranking, and writes it all.
+
+    Returns:
+        The table, line by line.
+
+    Raises:
+        UserError: a part has not been built.
+    """
+    parts: dict[str, Any] = {}
+    for part in ("vae", "dino", "clip"):
+        if not folder.measured(part).is_file():
+            raise UserError(f"{folder.measured(part)}: not there yet; build it with --parts {part}")
+        parts[part] = read_json(folder.measured(part))
+    table = [
+        {"what": what, "value": parts[part]["measured"][name], "asked": asked} for part, name, what, asked in ASKED
+    ]
+    tasks = [task for task in PAPER_TASKS if task in recording.tasks]
+    if not tasks:
+        raise UserError(f"{folder.root}: has no recordings of the paper's tasks, on which the video level is checked")
+    ranking = video_ranking(read_recordings(folder, tasks, (max(recording.sizes),), device), folder, recording.every)
+    for task, auc in ranking.items():
+        what = f"video level ranks expert > half-expert > random, {task}, AUC"
+        table.append({"what": what, "value": min(auc.values()), "asked": ASKED_AUC})
+    result = {"table": table, "ranking": ranking, "parts": parts, "bytes": sizes(folder.root / "tiny")}
+    write_json(folder.measured("assets"), result)
+    return [_line(row) for row in table]
+
+
+def _line(row: dict[str, Any]) -> str:
+    verdict = "met" if row["value"] >= row["asked"] else "NOT MET"
+    return f"{verdict:8}{row['value']:8.3f} (asked {row['asked']:g})  {row['what']}"
+
+
+@torch.no_grad()
+def video_ranking(recordings: Recordings, folder: BuildFolder, every: int) -> dict[str, dict[str, float]]:
+    """How the video-level reward ranks held-out windows, for each task.
+
+    The goals are the experts' episodes that were trained on, from their start to the first success; a window is the
+    last 128 steps of an episode, or all of a shorter one. AUCs are averaged over the goals.
+
+    Args:
+        every: steps from one recorded frame to the next.
+
+    Returns:
+        For each task the AUC of expert over half-expert and of half-expert over random windows.
+    """
+    config = EncoderConfig(preset="tiny", vae=str(folder.weights("vae")), clip_frame_size=max(recordings.frames))
+    encoder = load_video_encoder(config, recordings.device)
+    pictures = recordings.frames[max(recordings.frames)]
+
+    def latents(episodes: Sequence[Episode], until_success: bool) -> Tensor:
+        clips = []
+        for episode in episodes:
+            end = episode.length
+            if until_success and episode.solved_from is not None:
+                end = min(end, episode.solved_from + 1)
+            begin = 0 if until_success else max(0, end - _WINDOW // every)
+            indices = [episode.start + begin + i for i in uniform_indices(end - begin, config.clip_length)]
+            clips.append(pictures[torch.tensor(indices, device=pictures.device)])
+        return encoder(torch.stack(clips))
+
+    results = {}
+    for task in dict.fromkeys(episode.task for episode in recordings.episodes):
+
+        def chosen(kind: str, held_out: bool, task: str = task) -> tuple[Episode, ...]:
+            return recordings.chosen(lambda e: (e.task, e.kind, e.held_out) == (task, kind, held_out))
+
+        windows = {kind: latents(chosen(kind, True), until_success=False) for kind in KINDS}
+        aucs = []
+        for goal in latents(chosen("expert", False), until_success=True):
+            unit = functional.normalize(goal.flatten(), dim=0).view_as(goal)
+            scores = [latent_cosine(windows[kind], unit) for kind in KINDS]
+            aucs.append([auc(scores[0], scores[1]), auc(scores[1], scores[2])])
+        first, second = torch.tensor(aucs).mean(0).tolist()
+        results[task] = {"expert_over_half": round(first, 3), "half_over_random": round(second, 3)}
+    return results
+
+
+def auc(higher: Tensor, lower: Tensor) -> float:
+    """The share of pairs in which a score of `higher` (N,) is above one of `lower` (M,); ties count half."""
+    difference = higher[:, None] - lower
+    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())

@@ -1,0 +1,33 @@
+"""The self-supervised losses against plain loops."""
+
+import torch
+
+from genreward_fast.goals.assets.dino_loss import STUDENT_TEMPERATURE, dino_loss, koleo_loss, sinkhorn
+
+
+def test_assignments_are_balanced():
+    weights = sinkhorn(torch.randn(64, 8), temperature=0.5, iterations=50)
+    torch.testing.assert_close(weights.sum(1), torch.ones(64))
+    torch.testing.assert_close(weights.sum(0), torch.full((8,), 8.0), rtol=1e-2, atol=0)
+
+
+def test_dino_compares_each_view_with_the_others():
+    student = torch.randn(4, 6, 5)
+    teacher = torch.randn(2, 6, 5).softmax(-1)
+    terms = [
+        -(teacher[g, n] * (student[v, n] / STUDENT_TEMPERATURE).log_softmax(-1)).sum()
+        for g in range(2)
+        for v in range(4)
+        if g != v
+        for n in range(6)
+    ]
+    torch.testing.assert_close(dino_loss(student, teacher), torch.stack(terms).mean())
+
+
+def test_koleo_falls_when_directions_spread():
+    together = torch.nn.functional.normalize(torch.tensor([[1.0, 0.01 * i] for i in range(8)]), dim=-1)
+    angles = torch.arange(8) * (torch.pi / 4)
+    spread = torch.stack([angles.cos(), angles.sin()], 1)
+    assert koleo_loss(spread) < koleo_loss(together)
+    nearest = (2 - 2 * torch.cos(torch.tensor(torch.pi / 4))).sqrt()
+    torch.testing.assert_close(koleo_loss(spread), -nearest.log(), rtol=1e-4, atol=0)
