@@ -63,6 +63,7 @@ def build_engine(
     dynamic_batch: bool = True,
     max_batch: int = 1024,
     compute_capability: str | None = None,
+    keep: bool = False,
 ) -> Manifest:
     """Builds an engine for the device that `inputs` lie on, compares it with the module, and writes it to `path`.
 
@@ -77,6 +78,7 @@ def build_engine(
         max_batch: as small as it may be: where a tensor could pass 2^31 elements, kernels use slower 64-bit indices.
         compute_capability: of a GPU that need not be in the machine, "sm_89"; None for the inputs' device. Where it is
             another one, the engine cannot run here: its ONNX graph is compared with the module instead.
+        keep: leave the engine that is asked for as it is, if it is there, whoever built it.
 
     Returns:
         The manifest, with `fidelity` (or `onnx_fidelity`) the largest relative RMS error over the batch sizes tried.
@@ -117,7 +119,7 @@ def build_engine(
     )
     path = Path(path)
     with _user_errors(f"{path}: cannot be built"), only_builder(path) as waited:
-        built = _same_engine(path, wanted) if waited else None
+        built = _same_engine(path, wanted) if waited or keep else None
         return built or _build(module, cases, path, chosen, wanted, device, target == here)
 
 

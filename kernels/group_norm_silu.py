@@ -105,9 +105,18 @@ def group_norm_silu(
         raise ValueError("moments are of x alone: there must be no shift and no residual")
     given = [tensor for tensor in (x, weight, bias, shift, residual) if tensor is not None]
     if not runs_triton(*given) or x.numel() == 0:
-        ways = {"before": before, "around": around, "float8": float8}
         out, total = group_norm_silu_reference(
-            x, weight, bias, groups, eps, chunks, shift=shift, residual=residual, **ways
+            x,
+            weight,
+            bias,
+            groups,
+            eps,
+            chunks,
+            shift=shift,
+            residual=residual,
+            before=before,
+            around=around,
+            float8=float8,
         )
         return out, total if keep else None
     x = x.contiguous()

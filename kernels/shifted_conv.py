@@ -8,6 +8,7 @@ a place, and tiles of it are copied as in any product of matrices. Places in the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,7 +175,8 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes that a program may have; those of the smallest GPU off CUDA."""
     if device.type != "cuda":
         return 99 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # PyTorch's types leave some out
+    return properties.shared_memory_per_block_optin
 
 
 if HAS_TRITON:

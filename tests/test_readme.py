@@ -33,8 +33,8 @@ def test_commands_have_the_flags_that_are_shown():
     for name, arguments in re.findall(rf"genreward ({names})((?: +[^\s#`]+)*)", text):
         own, _, trains = arguments.partition(" -- ")  # after it, a sweep takes flags of train
         command = cli.genreward.commands[name]
-        if isinstance(command, click.Group):
-            command = command.commands[own.split()[0]]
+        if isinstance(command, click.Group) and own.split():
+            command = command.commands.get(own.split()[0], command)
         for called, flags in ((command, own), (cli.genreward.commands["train"], trains)):
             known = {option for parameter in called.params for option in parameter.opts}
             for flag in re.findall(r"--[a-z0-9-]+", flags):

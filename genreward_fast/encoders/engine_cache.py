@@ -58,6 +58,6 @@ def cached_engine(source: EngineSource, backend: str, say: Say) -> Path:
             f"{path.parent}: cannot be used for engines ({error.strerror}); name a folder with GENREWARD_CACHE"
         ) from None
     say(f"engine: building {path.name} (once, it may take minutes)")
-    manifest = source.build(path, backend)
+    manifest = source.build(path, backend, keep=True)  # another process may just have built it
     say(f"engine: {path.name} is in {path.parent}, relative RMS error {fidelity_text(manifest)}")
     return path

@@ -98,18 +98,30 @@ class EngineSource(Generic[EncoderT]):
         return MAX_BATCH[self.name]
 
     def build(
-        self, path: Path, backend: str, max_batch: int | None = None, compute_capability: str | None = None
+        self,
+        path: Path,
+        backend: str,
+        max_batch: int | None = None,
+        compute_capability: str | None = None,
+        keep: bool = False,
     ) -> Manifest:
         """Builds an engine; see `build_engine`, also for what it raises.
 
         Args:
             compute_capability: of the GPU it is for, if that is not the encoder's device.
+            keep: leave the same engine as it is, if it is there by now.
         """
         most = max_batch or self.max_batch()
         pixels = self.usual_example(most)
         with exact_products() if pixels.dtype == torch.float32 else nullcontext():
             return build_engine(
-                self._network, (pixels,), path, backend, max_batch=most, compute_capability=compute_capability
+                self._network,
+                (pixels,),
+                path,
+                backend,
+                max_batch=most,
+                compute_capability=compute_capability,
+                keep=keep,
             )
 
     def load(self, path: Path) -> Engine:

@@ -36,6 +36,7 @@ def expected(work):
         "cuDNN searches its algorithms",
         "norm, SiLU, sums and padding fused",
         "time pooling fused",
+        "first convolution from bytes",
     ],
 )
 def test_every_step_is_exact(step, work, expected):
@@ -56,7 +57,7 @@ def test_the_script_writes_numbers_and_a_picture(tmp_path, monkeypatch):
     sizes = ["--preset", "tiny", "--device", "cpu", "--frames", "8", "--pixels", "16", "--seconds", "0.01"]
     assert main([*sizes, "--json", str(numbers), "--picture", str(picture)]) == 0
     steps = json.loads(numbers.read_text())["results"]
-    assert len(steps) == 7
+    assert len(steps) == 8
     assert steps[-1] == {
         "encoder": "vae",
         "shape": "1×8×16×16",

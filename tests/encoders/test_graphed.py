@@ -192,11 +192,14 @@ def test_moving_an_encoder_forgets_its_graphs(fake: FakeCuda) -> None:
     torch.testing.assert_close(encoder(pictures), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_nothing_is_recorded_unless_it_is_asked_for(fake: FakeCuda) -> None:
+@pytest.mark.parametrize("wanted", [True, False])
+def test_nothing_is_recorded_where_it_is_not_wanted(fake: FakeCuda, wanted: bool) -> None:
     encoder = load_image_encoder(EncoderConfig(preset="tiny"))
+    assert encoder.graphs
+    encoder.graphs = wanted
     for _ in range(3):
         encoder(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    assert encoder._features.graphs == 0
+    assert encoder._features.graphs == wanted
 
 
 def test_without_a_gpu_nothing_is_recorded() -> None:

@@ -177,7 +177,7 @@ def test_other_settings_are_not_resumed(demonstrations, tmp_path, monkeypatch):
 
 def test_bad_input_is_one_line(demonstrations, tmp_path, capsys, fitted):
     cases = [
-        (["fit", "cosine", "--data", "x", "--out", "y"], "use one of diffusion-reward, viper"),
+        (["fit", "cosine", "--data", "x", "--out", "y"], "No such command 'cosine'"),
         (["fit", "viper", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")], "no such folder of demon"),
         (["fit", "viper", "--data", "x", "--out", "y", "--steps", "0"], "--steps must be at least 1"),
         (["fit", "viper", "--data", "x", "--out", "y", "--lr", "nan"], "--lr must be a positive number"),

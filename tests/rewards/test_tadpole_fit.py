@@ -141,7 +141,7 @@ def test_bad_input_is_named(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         FITTERS["tadpole"](config_of(data, tmp_path / "file"))
-    with pytest.raises(UserError, match="use one of tadpole"):
+    with pytest.raises(UserError, match="use one of diffusion-reward, tadpole, viper"):
         FitConfig("genreward", data, tmp_path)
     for name, value in (("steps", 0), ("batch_size", 0), ("lr", 0.0), ("seed", -1)):
         with pytest.raises(UserError, match=f"--{name.replace('_', '-')}"):
