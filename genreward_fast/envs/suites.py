@@ -37,3 +37,20 @@ def with_task(config: AnyEnvConfig, task: str) -> AnyEnvConfig:
     """`config` for another task; its settings are kept within a suite, and that suite's defaults in the other one."""
     other = env_config(task)
     return replace(config, task=other.task) if type(other) is type(config) else other
+
+
+def named_tasks(names: str) -> tuple[str, ...]:
+    """The canonical names of `all` of Meta-World's tasks, of the `paper`'s, or of those of either suite that are named.
+
+    Args:
+        names: one of these words, or names separated by commas; one that is given twice counts once.
+
+    Raises:
+        UserError: no name is given, or no task is called that.
+    """
+    if names in ("all", "paper"):
+        return tasks.task_list(names)
+    found = tuple(dict.fromkeys(env_config(name).task for name in names.split(",") if name.strip()))
+    if not found:
+        raise UserError("tasks: none is named; pass all, paper, or names separated by commas")
+    return found

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from genreward_fast.envs.tasks import task_list
+from genreward_fast.envs.suites import named_tasks
 from genreward_fast.errors import UserError
 from genreward_fast.goals.goal import Goal
 from genreward_fast.training.settings import RunConfig
@@ -86,7 +86,7 @@ def parse_grid(flags: Sequence[str] = (), goals: Path | None = None, **lists: st
     parsed: dict[str, Any] = {}
     for name in ("tasks", "rewards", "env_rewards", "seeds"):
         if (text := lists.get(name)) is not None:
-            parsed[name] = task_list(text) if name == "tasks" else _list(name.replace("_", "-"), text)
+            parsed[name] = named_tasks(text) if name == "tasks" else _list(name.replace("_", "-"), text)
     if "seeds" in parsed:
         for seed in parsed["seeds"]:
             if not seed.isdecimal():

@@ -31,6 +31,11 @@ def test_every_combination_once_and_the_first_seed_first():
     assert len({trial.name for trial in made}) == 16
 
 
+def test_tasks_of_both_suites():
+    made = trials(tasks="reach-v3,walker_walk,reach", rewards="none")
+    assert [trial.config.env.task for trial in made] == ["reach", "walker-walk"]
+
+
 def test_ablations_and_weights_are_rewards_with_flags():
     made = trials(
         rewards="none:env-reward=dense, none, genreward, genreward:no-video, genreward:no-fb, genreward:alpha=0.5",
