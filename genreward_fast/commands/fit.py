@@ -16,7 +16,7 @@ def fit() -> None:
 fit.add_command(inverse_dynamics)
 for _reward, _text, _presets in (
     ("diffusion-reward", "the codec and the diffusion model of Diffusion Reward", True),
-    ("tadpole", "a small text-conditioned diffusion model of frames, for TADPoLe,", False),
+    ("tadpole", "the small text-conditioned diffusion model of frames of TADPoLe", False),
     ("viper", "the codec and the video prediction model of VIPER", True),
 ):
     fit.add_command(fit_reward_command(_reward, _text, _presets))
