@@ -11,7 +11,7 @@ from transformers import DINOv3ViTModel
 from genreward_fast.encoders.dino_network import ClassTokenNetwork
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
-from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
+from genreward_fast.encoders.sources import local_folder, read_transformers_model
 from genreward_fast.errors import UserError
 from genreward_fast.kernels.frames import FrameFormat
 from genreward_fast.kernels.frames import frames as formatted
@@ -125,16 +125,4 @@ def read_dino(source: str, option: str = "--dino") -> DINOv3ViTModel:
         UserError: unreachable, missing, damaged, or another model.
     """
     folder = local_folder(source, ["config.json", "*.safetensors*"], option)
-    read_model_config(folder, "model_type", "dinov3_vit", option)
-    with loading("DINOv3", folder, option):
-        loaded: Any = DINOv3ViTModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-            dtype=torch.float32,
-        )
-        vit, info = loaded
-        check_loading_info(info, folder, option)
-    return vit
+    return read_transformers_model(DINOv3ViTModel, folder, "DINOv3", option)

@@ -104,3 +104,41 @@ def check_loading_info(info: Mapping[str, Any], source: str | Path, option: str)
         raise UserError(
             f"{source}: its weights do not fit its config ({', '.join(problems)}); pass a good one with {option}"
         )
+
+
+def read_diffusers_model(kind: Any, folder: Path, what: str, option: str) -> Any:
+    """The model of a class of diffusers that a folder holds, in float32 on the CPU, tensor for tensor.
+
+    Args:
+        kind: the class.
+        what: it is, in words.
+
+    Raises:
+        UserError: missing, damaged, or another model.
+    """
+    return _read_model(kind, folder, "_class_name", kind.__name__, what, option, low_cpu_mem_usage=False)
+
+
+def read_transformers_model(kind: Any, folder: Path, what: str, option: str) -> Any:
+    """As `read_diffusers_model`, of a class of transformers."""
+    return _read_model(kind, folder, "model_type", kind.config_class.model_type, what, option, dtype=torch.float32)
+
+
+def _read_model(kind: Any, folder: Path, key: str, name: str, what: str, option: str, **ways: Any) -> Any:
+    """
+    Args:
+        key, name: what config.json must say.
+        ways: the library's own options.
+    """
+    read_model_config(folder, key, name, option)
+    with loading(what, folder, option):
+        model, info = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            **ways,
+        )
+        check_loading_info(info, folder, option)
+    return model

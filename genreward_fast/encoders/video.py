@@ -11,8 +11,9 @@ from torch import Tensor
 from genreward_fast.encoders.causal_vae import CausalVideoEncoder
 from genreward_fast.encoders.fingerprint import fingerprint
 from genreward_fast.encoders.frozen import FrozenEncoder
-from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
+from genreward_fast.encoders.sources import local_folder, read_diffusers_model
 from genreward_fast.errors import UserError
+from genreward_fast.kernels.frame_conv import scaled
 
 _MAX_ELEMENTS = 2**31 - 1  # convolutions index with 32 bits
 _PIXELS = {"cpu": 1, "cuda": 16 * 480**2}
@@ -95,9 +96,8 @@ class VideoEncoder(FrozenEncoder):
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in the encoder's dtype on its device, scaled to [-1, 1]."""
-        # Converted first: TensorRT permutes no bytes.
-        pixels = frames.to(self.device).to(torch.float32).permute(0, 4, 1, 2, 3)
-        return pixels.div_(127.5).sub_(1.0).to(self.dtype)
+        # Scaled first: TensorRT permutes no bytes.
+        return scaled(frames.to(self.device)).permute(0, 4, 1, 2, 3).to(self.dtype)
 
     def network(self, pixels: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] to latent means (B, C, T', H', W'), in the encoder's dtype; one call, no split."""
@@ -148,15 +148,4 @@ def read_vae(source: str, option: str = "--vae") -> AutoencoderKLCogVideoX:
     folder = local_folder(source, ["vae/config.json", "vae/*.safetensors*", "config.json"], option)
     if (folder / "vae").is_dir():
         folder = folder / "vae"
-    read_model_config(folder, "_class_name", "AutoencoderKLCogVideoX", option)
-    with loading("a CogVideoX autoencoder", folder, option):
-        vae, info = AutoencoderKLCogVideoX.from_pretrained(
-            folder,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-        check_loading_info(info, folder, option)
-    return vae
+    return read_diffusers_model(AutoencoderKLCogVideoX, folder, "a CogVideoX autoencoder", option)

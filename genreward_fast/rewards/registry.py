@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,78 +18,66 @@ if TYPE_CHECKING:  # their libraries take seconds to import
     from genreward_fast.encoders.presets import Encoders
     from genreward_fast.goals.goal import Goal
 
-Builder = Callable[["RewardConfig", "Goal | None", "Encoders | None", int, "torch.device | str", int], RewardModel]
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a reward is made of: the arguments of `make_reward`. Each takes what it needs."""
+
+    config: RewardConfig
+    goal: Goal | None
+    encoders: Encoders | None
+    action_size: int
+    device: torch.device | str
+    seed: int
 
 
-def _genreward(
-    config: RewardConfig,
-    goal: Goal | None,
-    encoders: Encoders | None,
-    action_size: int,
-    device: torch.device | str,
-    seed: int,
-) -> RewardModel:
-    if goal is None:
+Builder = Callable[[Ingredients], RewardModel]
+
+
+def _genreward(given: Ingredients) -> RewardModel:
+    if given.goal is None:
         raise UserError("--reward genreward needs a goal: name its folder with --goal (genreward goal makes one)")
-    if encoders is None:
+    if given.encoders is None:
         raise ValueError("genreward needs encoders")
     return GenReward(
-        goal,
-        config=config,
-        video_encoder=encoders.video if config.use_video else None,
-        image_encoder=encoders.image if config.use_fb else None,
-        action_size=action_size,
-        device=device,
-        seed=seed,
+        given.goal,
+        config=given.config,
+        video_encoder=given.encoders.video if given.config.use_video else None,
+        image_encoder=given.encoders.image if given.config.use_fb else None,
+        action_size=given.action_size,
+        device=given.device,
+        seed=given.seed,
     )
 
 
-def _diffusion_reward(
-    config: RewardConfig, goal: object, encoders: object, action_size: int, device: torch.device | str, seed: int
-) -> RewardModel:
+def _diffusion_reward(given: Ingredients) -> RewardModel:
     from genreward_fast.rewards.diffusion_reward.reward import diffusion_reward
 
-    return diffusion_reward(config, device, seed)
+    return diffusion_reward(given.config, given.device, given.seed)
 
 
-def _viper(
-    config: RewardConfig, goal: object, encoders: object, action_size: int, device: torch.device | str, seed: int
-) -> RewardModel:
+def _viper(given: Ingredients) -> RewardModel:
     from genreward_fast.rewards.viper.reward import viper
 
-    return viper(config, device, seed)
+    return viper(given.config, given.device, given.seed)
 
 
-def _roboclip(
-    config: RewardConfig,
-    goal: Goal | None,
-    encoders: Encoders | None,
-    action_size: int,
-    device: torch.device | str,
-    seed: int,
-) -> RewardModel:
+def _roboclip(given: Ingredients) -> RewardModel:
     from genreward_fast.rewards.roboclip import make_roboclip
 
-    return make_roboclip(config, goal, encoders, device)
+    return make_roboclip(given.config, given.goal, given.encoders, given.device)
 
 
-def _tadpole(
-    config: RewardConfig,
-    goal: Goal | None,
-    encoders: Encoders | None,
-    action_size: int,
-    device: torch.device | str,
-    seed: int,
-) -> RewardModel:
+def _tadpole(given: Ingredients) -> RewardModel:
     from genreward_fast.rewards.tadpole.build import make_tadpole
 
-    return make_tadpole(config, goal, encoders, device, seed)
+    return make_tadpole(given.config, given.goal, given.encoders, given.device, given.seed)
 
 
 REWARDS: dict[str, Builder] = {
     "diffusion-reward": _diffusion_reward,
     "genreward": _genreward,
-    "none": lambda *_: NoReward(),
+    "none": lambda _: NoReward(),
     "roboclip": _roboclip,
     "tadpole": _tadpole,
     "video-tadpole": _tadpole,
@@ -111,4 +100,4 @@ def make_reward(
     """
     if config.name not in REWARDS:
         raise UserError(f"--reward {config.name}: unknown; use one of {', '.join(sorted(REWARDS))}")
-    return REWARDS[config.name](config, goal, encoders, action_size, device, seed)
+    return REWARDS[config.name](Ingredients(config, goal, encoders, action_size, device, seed))

@@ -10,7 +10,7 @@ from diffusers import ConfigMixin, ModelMixin, Transformer2DModel, VQDiffusionSc
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from genreward_fast.encoders.sources import check_loading_info, loading, read_model_config
+from genreward_fast.encoders.sources import read_diffusers_model
 from genreward_fast.rewards.diffusion_reward.bound import Schedule
 from genreward_fast.rewards.frame_model.codec import FrameCodec
 
@@ -90,15 +90,4 @@ def read_network(folder: Path, option: str) -> NextFrameNetwork:
     Raises:
         UserError: missing, damaged, or another model.
     """
-    read_model_config(folder, "_class_name", "NextFrameNetwork", option)
-    with loading("a network of next frames", folder, option):
-        network, info = NextFrameNetwork.from_pretrained(
-            folder,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-        check_loading_info(info, folder, option)
-    return network
+    return read_diffusers_model(NextFrameNetwork, folder, "a network of next frames", option)

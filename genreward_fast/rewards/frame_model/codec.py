@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genreward_fast.encoders.fingerprint import fingerprint
-from genreward_fast.encoders.sources import check_loading_info, loading, read_model_config
+from genreward_fast.encoders.sources import read_diffusers_model
 from genreward_fast.errors import UserError
 from genreward_fast.kernels.precision import exact_products
 
@@ -124,18 +124,7 @@ def read_codec(folder: Path, option: str) -> FrameCodec:
     Raises:
         UserError: missing, damaged, or another model.
     """
-    read_model_config(folder, "_class_name", "VQModel", option)
-    with loading("a VQ codec", folder, option):
-        model, info = VQModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-        check_loading_info(info, folder, option)
-    return FrameCodec(model)
+    return FrameCodec(read_diffusers_model(VQModel, folder, "a VQ codec", option))
 
 
 def _pixels(frames: Tensor) -> Tensor:

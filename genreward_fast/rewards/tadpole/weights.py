@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
+from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_diffusers_model
 from genreward_fast.errors import UserError
 from genreward_fast.files import read_json
 from genreward_fast.rewards.tadpole.model import TextDiffusion
@@ -86,18 +86,7 @@ def _read_part(folder: Path, kind: str, option: str) -> Any:
     """The model of diffusers' class `kind` in float32."""
     import diffusers
 
-    read_model_config(folder, "_class_name", kind, option)
-    with loading(kind, folder, option):
-        model, info = getattr(diffusers, kind).from_pretrained(
-            folder,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-        check_loading_info(info, folder, option)
-    return model
+    return read_diffusers_model(getattr(diffusers, kind), folder, kind, option)
 
 
 def _assemble(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from genreward_fast.encoders.sources import check_loading_info, loading, read_model_config
+from genreward_fast.encoders.sources import read_transformers_model
 from genreward_fast.rewards.frame_model.codec import FrameCodec
 
 FRAMES = 16
@@ -39,19 +39,7 @@ def read_network(folder: Path, option: str) -> GPT2LMHeadModel:
     Raises:
         UserError: missing, damaged, or another model.
     """
-    read_model_config(folder, "model_type", "gpt2", option)
-    with loading("a GPT-2 of codes", folder, option):
-        model: Any = GPT2LMHeadModel  # the library's annotations do not know that two things may come back
-        network, info = model.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-        check_loading_info(info, folder, option)
-    return network
+    return read_transformers_model(GPT2LMHeadModel, folder, "a GPT-2 of codes", option)
 
 
 def code_log_likelihood(network: GPT2LMHeadModel, codes: Tensor, fresh: int) -> Tensor:
