@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from genreward_fast.envs.renderer import Renderer  # first: it selects the OpenGL backend before mujoco is imported
+from genreward_fast.envs.pixel_env import PixelEnv  # first: it selects the OpenGL backend before mujoco is imported
 
 # isort: split
-import gymnasium
 import numpy as np
 
 from genreward_fast.envs.control_config import DEFAULT_CAMERA, ControlConfig
 from genreward_fast.envs.control_tasks import domain_and_task
 from genreward_fast.envs.distractions import Distractions
+from genreward_fast.envs.renderer import Renderer
 from genreward_fast.errors import UserError
 
 _DEFAULT_CAMERAS = {"quadruped": 2}  # elsewhere the first
 
 
-class ControlEnv(gymnasium.Env):
+class ControlEnv(PixelEnv):
     """A dm_control task whose start is drawn anew at each reset.
 
     Observation: (D,) float64, the task's own observations one after the other. Action: (A,) float32 in [-1, 1], which
@@ -38,11 +38,9 @@ class ControlEnv(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 40}  # noqa: RUF012  gymnasium declares it as a plain dict
-    render_mode = "rgb_array"
 
     def __init__(self, config: ControlConfig) -> None:
         self.config = config
-        self.action_size = config.action_size
         self._draws = np.random.RandomState(0)
         domain, task = domain_and_task(config.task)
         options = {"random": self._draws, "time_limit": float("inf")}
@@ -54,12 +52,8 @@ class ControlEnv(gymnasium.Env):
             self._distractions = Distractions(config, self._model, self._data, self._camera)
         spec = self.simulation.action_spec()
         self._action_center, self._action_reach = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
-        self._renderer: Renderer | None = None
-        self._steps = 0
-        self._open = False
         size = sum(int(np.prod(spec.shape)) for spec in self.simulation.observation_spec().values())
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
+        super().__init__(config.action_size, size)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -86,14 +80,7 @@ class ControlEnv(gymnasium.Env):
             ValueError: the action has another shape, or a value in it is not finite.
             RuntimeError: there is no open episode.
         """
-        if not self._open:
-            raise RuntimeError("no open episode: call reset() before the first step and after an episode's last")
-        action = np.asarray(action, np.float32)
-        if action.shape != (self.action_size,):
-            raise ValueError(f"an action has shape ({self.action_size},), not {action.shape}")
-        if not np.isfinite(action).all():
-            raise ValueError(f"an action must be finite, not {action.tolist()}")
-        control = self._action_center + self._action_reach * np.clip(action, -1.0, 1.0)
+        control = self._action_center + self._action_reach * self._checked(action)
         total, terminated = 0.0, False
         for _ in range(self.config.action_repeat):
             moment = self.simulation.step(control)
@@ -108,37 +95,14 @@ class ControlEnv(gymnasium.Env):
         self._open = not (terminated or truncated)
         return _flat(moment.observation), total, terminated, truncated, {"success": False}
 
-    def render_sizes(self, sizes: Iterable[int], out: Mapping[int, np.ndarray] | None = None) -> dict[int, np.ndarray]:
-        """RGB pictures of the present state, size -> (size, size, 3) uint8, written into `out` if it is given.
-
-        Raises:
-            UserError: no OpenGL context can be made (at the first call).
-        """
-        sizes = tuple(sizes)
-        if not sizes:
-            return {}
+    def _pictures(self, sizes: tuple[int, ...], out: Mapping[int, np.ndarray] | None) -> dict[int, np.ndarray]:
         renderer = self.renderer
         with self._distractions.shown(renderer) if self._distractions is not None else contextlib.nullcontext():
             return renderer.render(sizes, out)
 
-    @property
-    def renderer(self) -> Renderer:
-        """The renderer, made when it is first needed."""
-        if self._renderer is None:
-            quality = self.config.rendering == "quality"
-            name = self._model.cam(self._camera).name
-            self._renderer = Renderer(self._model, self._data, name, quality=quality)
-        return self._renderer
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """(480, 480, 3) uint8."""
-        return self.render_sizes((480,))[480]
-
-    def close(self) -> None:
-        """Frees the OpenGL context. The environment can still be stepped."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+    def _make_renderer(self) -> Renderer:
+        name = self._model.cam(self._camera).name
+        return Renderer(self._model, self._data, name, quality=self.config.rendering == "quality")
 
     def _camera_number(self, domain: str) -> int:
         name = self.config.camera

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from genreward_fast.envs.renderer import Renderer  # first: it selects the OpenGL backend before mujoco is imported
+from genreward_fast.envs.pixel_env import PixelEnv  # first: it selects the OpenGL backend before mujoco is imported
 
 # isort: split
-import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.env_dict import ENV_CLS_MAP
 
 from genreward_fast.envs.env_config import ACTION_SIZE, CAMERAS, EnvConfig
+from genreward_fast.envs.renderer import Renderer
 
 __all__ = ["ACTION_SIZE", "CAMERAS", "STATE_SIZE", "EnvConfig", "MetaWorldEnv", "make"]
 
@@ -26,7 +25,7 @@ STATE_SIZE = 39
 _POSES = ("body_pos", "body_quat", "site_pos")
 
 
-class MetaWorldEnv(gymnasium.Env):
+class MetaWorldEnv(PixelEnv):
     """A Meta-World v3 task whose start and goal are drawn anew at each reset.
 
     Observation: (39,) float64, Meta-World's state: hand (3), gripper opening (1), objects (14), the same of the step
@@ -39,8 +38,6 @@ class MetaWorldEnv(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  gymnasium declares it as a plain dict
-    render_mode = "rgb_array"
-    action_size = ACTION_SIZE
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
@@ -55,11 +52,7 @@ class MetaWorldEnv(gymnasium.Env):
         simulation.max_path_length = sys.maxsize  # beyond it, Meta-World raises
         self.simulation = simulation
         self._poses = {name: getattr(simulation.model, name).copy() for name in _POSES}
-        self._renderer: Renderer | None = None
-        self._steps = 0
-        self._open = False
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (STATE_SIZE,), np.float64)
+        super().__init__(ACTION_SIZE, STATE_SIZE)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -96,14 +89,7 @@ class MetaWorldEnv(gymnasium.Env):
             ValueError: the action has another shape, or a value in it is not finite.
             RuntimeError: there is no open episode.
         """
-        if not self._open:
-            raise RuntimeError("no open episode: call reset() before the first step and after an episode's last")
-        action = np.asarray(action, np.float32)
-        if action.shape != (ACTION_SIZE,):
-            raise ValueError(f"an action has shape ({ACTION_SIZE},), not {action.shape}")
-        if not np.isfinite(action).all():
-            raise ValueError(f"an action must be finite, not {action.tolist()}")
-        action = np.clip(action, -1.0, 1.0)
+        action = self._checked(action)
         total, success = 0.0, False
         for _ in range(self.config.action_repeat):
             state, reward, _, _, info = self.simulation.step(action)
@@ -115,35 +101,9 @@ class MetaWorldEnv(gymnasium.Env):
         info = {**info, "success": success}
         return state, total, False, truncated, info
 
-    def render_sizes(self, sizes: Iterable[int], out: Mapping[int, np.ndarray] | None = None) -> dict[int, np.ndarray]:
-        """Upright RGB pictures of the present state, size -> (size, size, 3) uint8, written into `out` if it is given.
-
-        Raises:
-            UserError: no OpenGL context can be made (at the first call).
-        """
-        sizes = tuple(sizes)
-        if not sizes:
-            return {}
-        return self.renderer.render(sizes, out)
-
-    @property
-    def renderer(self) -> Renderer:
-        """The renderer, made when it is first needed."""
-        if self._renderer is None:
-            quality = self.config.rendering == "quality"
-            simulation = self.simulation
-            self._renderer = Renderer(simulation.model, simulation.data, self.config.camera, quality=quality)
-        return self._renderer
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """(480, 480, 3) uint8."""
-        return self.render_sizes((480,))[480]
-
-    def close(self) -> None:
-        """Frees the OpenGL context. The environment can still be stepped."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+    def _make_renderer(self) -> Renderer:
+        model, data = self.simulation.model, self.simulation.data
+        return Renderer(model, data, self.config.camera, quality=self.config.rendering == "quality")
 
 
 def make(**config: Any) -> MetaWorldEnv:
