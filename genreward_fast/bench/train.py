@@ -1,6 +1,6 @@
 """Environment steps per second of training as a whole, what the generated reward adds to it, and where the time goes.
 
-Measured runs are the training loop itself and are waited for at their ends only. The parts come from a run of its own,
+What is measured is the training loop itself, waited for at its ends only. The parts come from the episodes that follow,
 in which each is waited for before and after and nothing overlaps: they say what costs how much, not what hides what.
 """
 
@@ -25,7 +25,7 @@ from genreward_fast.training.settings import RunConfig
 
 ENVS = (1, 4, 16)
 REST = "host and the rest"
-ALONE = "dense reward alone"
+ALONE, TRACED = "dense reward alone", "FB frozen"
 TRACED_TICKS = 4
 _NEVER = 10**12  # environment steps
 
@@ -96,21 +96,20 @@ def parts_of(run: Run, episodes: int) -> dict[str, float]:
         run.wait()
         spent[part] += time.perf_counter() - begin
 
-    run.around_parts(timed)
-    seconds, steps = run.seconds(episodes)
+    with run.around_parts(timed):
+        seconds, steps = run.seconds(episodes)
     spent[REST] = seconds - sum(spent.values())
     return {part: 1e3 * value / steps for part, value in spent.items()}
 
 
 def trace(run: Run, target: Path) -> dict[str, float]:
     """Writes a trace of a few ticks in which a window closes; how long they took, and how busy a GPU was."""
-    run.around_parts(torch.profiler.record_function)
     run.before_a_window_closes()
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.trainer.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     run.wait()
-    with torch.profiler.profile(activities=activities) as profiler:
+    with run.around_parts(torch.profiler.record_function), torch.profiler.profile(activities=activities) as profiler:
         for _ in range(TRACED_TICKS):
             run.tick()
         run.wait()
@@ -152,35 +151,29 @@ def run(request: Request, target: Path | None) -> dict[str, Any]:
     )
     for envs in request.envs:
         for name, kind in KINDS.items():
-            speeds.append(_speed(request, envs, name, kind, encoders))
-            alone = next(row["steps/s"] for row in speeds if (row["envs"], row["run"]) == (envs, ALONE))
-            speeds[-1]["overhead %"] = 100 * (alone / speeds[-1]["steps/s"] - 1)
-            print(f"  {envs} environments, {name}: {speeds[-1]['steps/s']:.1f} steps/s", flush=True)
-            if kind.overlap:
-                parts += _parts(request, envs, name, kind, encoders)
+            with started(config_of(request, envs, kind), encoders) as started_run:
+                speeds.append({"envs": envs, "run": name} | _speed(started_run, request.steps))
+                alone = next(row["steps/s"] for row in speeds if (row["envs"], row["run"]) == (envs, ALONE))
+                speeds[-1]["overhead %"] = 100 * (alone / speeds[-1]["steps/s"] - 1)
+                print(f"  {envs} environments, {name}: {speeds[-1]['steps/s']:.1f} steps/s", flush=True)
+                if kind.overlap:
+                    parts += [{"envs": envs, "run": name} | row for row in _parts(started_run)]
+                if request.trace is not None and name == TRACED and envs == max(request.envs):
+                    report["trace"] = trace(started_run, request.trace)
+            if target is not None:  # after each: a long measurement may be cut off
+                write_json(target, report)
     print(f"\n{table(speeds)}\n\nparts of a step, each waited for:\n{table(parts)}")
     if request.trace is not None:
-        with started(config_of(request, max(request.envs), KINDS["FB frozen"]), encoders) as traced:
-            report["trace"] = trace(traced, request.trace)
-        print(f"\ntrace of {TRACED_TICKS} ticks in {request.trace}:")
-        print(table([report["trace"]]))
-    if target is not None:
-        write_json(target, report)
+        print(f"\ntrace of {TRACED_TICKS} ticks in {request.trace}:\n{table([report['trace']])}")
     return report
 
 
-def _speed(request: Request, envs: int, name: str, kind: Kind, encoders: Encoders) -> dict[str, Any]:
-    with started(config_of(request, envs, kind), encoders) as run:
-        seconds, steps = run.seconds(run.episodes(request.steps))
-    speed = steps / seconds
-    return {"envs": envs, "run": name, "steps": steps, "steps/s": speed, "ms per step": 1e3 / speed}
+def _speed(run: Run, wanted: int | None) -> dict[str, Any]:
+    seconds, steps = run.seconds(run.episodes(wanted))
+    return {"steps": steps, "steps/s": steps / seconds, "ms per step": 1e3 * seconds / steps}
 
 
-def _parts(request: Request, envs: int, name: str, kind: Kind, encoders: Encoders) -> list[dict[str, Any]]:
-    with started(config_of(request, envs, replace(kind, overlap=False)), encoders) as run:
-        spent = parts_of(run, 1)
+def _parts(run: Run) -> list[dict[str, Any]]:
+    spent = parts_of(run, 1)
     whole = sum(spent.values())
-    return [
-        {"envs": envs, "run": name, "part": part, "ms per step": value, "%": 100 * value / whole}
-        for part, value in spent.items()
-    ]
+    return [{"part": part, "ms per step": value, "%": 100 * value / whole} for part, value in spent.items()]

@@ -75,8 +75,9 @@ class Run:
         while self._ticks % self.episode != self.trainer.config.reward.window - 1:
             self.tick()
 
-    def around_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> None:
-        """Every part runs inside `around(name of the part)` from now on."""
+    @contextmanager
+    def around_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+        """Every part runs inside `around(name of the part)` meanwhile."""
         trainer, reward = self.trainer, self.reward
         places: list[tuple[Any, str, str]] = [
             (trainer.envs, "receive", "env wait"),
@@ -88,6 +89,11 @@ class Run:
             places += [(reward.video_level, "score", "clip encode"), (reward.frame_level, "score", "FB score")]
         for owner, name, part in places:
             setattr(owner, name, _inside(around, part, getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name, _ in places:
+                delattr(owner, name)  # what its class has shows again
 
 
 def _inside(
