@@ -144,7 +144,7 @@ def encoders_table() -> str:
     """Each encoder and shape of its inputs: the library's module, ours, and engines."""
     columns = {
         "TFLOP/s": "TFLOP/s",
-        "% of limit": "% of limit",
+        "% of limit": "% of the dtype's limit",
         "peak GB": "peak GB",
         "first s": "first result, s",
     }
@@ -317,6 +317,45 @@ def assets_table() -> str:
     return rows(header, body)
 
 
+def latency_table() -> str:
+    """Ours and other ways, milliseconds for a step and for a window of all environments together."""
+    body, device = [], ""
+    for name, result in read("latency_*.json"):
+        note = f", {result['note']}" if result["note"] else ""
+        device = f"{result['device']}, torch {result['torch']}, preset {result['preset']}{note}"
+        for entry in result["results"]:
+            times = [number(entry[f"{percentile} ms"]) for percentile in ("p50", "p95", "p99")]
+            body.append([entry["way"], str(entry["envs"]), entry["unit"], entry["part"], *times, f"`{name}`"])
+    header = [f"**Latency** on {device}", "environments", "unit", "part", "p50, ms", "p95, ms", "p99, ms", "file"]
+    return rows(header, body) if body else "Not measured yet."
+
+
+def cost_table() -> str:
+    """What the generated reward adds to training, and the parts of a step in a column for each kind of run."""
+    tables = []
+    for name, result in read("cost_*.json"):
+        note = f", {result['note']}" if result["note"] else ""
+        title = f"on {result['device']}, torch {result['torch']}, preset {result['preset']}{note}, `{name}`"
+        body = [
+            [
+                f"{entry['envs']}",
+                entry["run"],
+                *(number(entry[key]) for key in ("steps/s", "ms per step", "overhead %")),
+            ]
+            for entry in result["speeds"]
+        ]
+        header = ["environments", "run", "steps/s", "ms a step", "wall time added, %"]
+        tables.append(f"**Training** {title}:\n\n{rows(header, body)}")
+        parts: dict[str, dict[str, str]] = {}
+        for entry in result["parts"]:
+            run = f"{entry['run']}, {entry['envs']} environments"
+            parts.setdefault(entry["part"], {})[run] = f"{entry['ms per step']:.2f}"
+        runs = list(dict.fromkeys(run for values in parts.values() for run in values))
+        body = [[part, *(values.get(run, "") for run in runs)] for part, values in parts.items()]
+        tables.append(rows(["**Parts** of a step, each waited for, ms", *runs], body))
+    return "\n\n".join(tables) or "Not measured yet."
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -331,6 +370,7 @@ PAGES = {
     "README.md": TABLES,
     "docs/frame_level.md": {"fb_meaning": fb_meaning_table},
     "docs/assets.md": {"assets": assets_table},
+    "docs/cost_of_the_reward.md": {"latency": latency_table, "cost": cost_table},
 }
 
 
