@@ -123,6 +123,8 @@ def read_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple
 def read_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
     """diffusers' pipeline, on the CPU, without the text encoder: `text_embeddings` computes what that would.
 
+    A folder without an autoencoder shares the one that stands beside it, as the shipped model does.
+
     Raises:
         UserError: a part is missing, damaged, or another model.
     """
@@ -131,7 +133,7 @@ def read_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
     return CogVideoXImageToVideoPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=cast(read_vae(str(folder), OPTION), dtype),
+        vae=cast(read_vae(str(folder if (folder / "vae").is_dir() else folder.parent), OPTION), dtype),
         transformer=read_transformer(folder, dtype),
         scheduler=read_scheduler(folder),
     )

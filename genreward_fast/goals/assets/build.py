@@ -117,7 +117,9 @@ def _build_part(
 
     part = _part(name)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton's kernels are launched on the current one
+        torch.cuda.set_device(
+            torch.device("cuda", device.index or 0)
+        )  # Triton's kernels are launched on the current one
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     config = LoopConfig(**(vars(part.loop) | {"seconds": seconds, "steps": steps or part.loop.steps}))
@@ -169,6 +171,18 @@ def _part(name: str) -> _Part:
             lambda sizes: (min(sizes), max(sizes)),
             dino.train_dino,
             lambda recordings, folder: dino.measure_dino(recordings, folder, HELD_OUT_TASKS),
+        )
+    if name == "generator":
+        from genreward_fast.goals.assets import generator, generator_measure
+
+        return _Part(
+            "Tiny image-to-video model (CogVideoXTransformer3DModel, T5EncoderModel)",
+            "one camera, fast rendering, 17 frames of 128x128; tasks and sentences of Meta-World alone.",
+            LoopConfig(generator.STEPS, lr=1e-3, warmup=500, weight_decay=0.01),
+            generator.BATCH,
+            lambda sizes: (max(sizes),),
+            generator.train_generator,
+            lambda recordings, folder: generator_measure.measure_generator(recordings, folder, HELD_OUT_TASKS),
         )
     from genreward_fast.goals.assets import clip
 
