@@ -23,6 +23,7 @@ TRIALS = (
     *(Tiling(16, 64, 64, splits) for splits in (1, 2, 4, 8)),
     *(Tiling(32, 64, 64, splits) for splits in (1, 2, 4, 8)),
     *(Tiling(32, 64, 64, splits, warps=8) for splits in (1, 2)),
+    *(Tiling(32, 64, 64, splits, stages=4) for splits in (1, 2)),
     *(Tiling(32, 64, 32, splits, stages=4) for splits in (1, 2, 4)),
     *(Tiling(64, 32, 64, splits) for splits in (1, 2)),
     *(Tiling(64, 64, 32, splits, warps=8, stages=4) for splits in (1, 2)),
