@@ -41,7 +41,7 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
 @section("Learning")
 @click.option("--fb-updates", type=int, default=2000, show_default=True, help="Of FB, on the training episodes.")
 @click.option("--fit-steps", type=int, default=20_000, show_default=True, help="Updates of each fitted network.")
-@click.option("--fit-minutes", type=float, default=3.0, show_default=True, help="For each fitted reward, at most.")
+@click.option("--fit-minutes", type=float, default=5.0, show_default=True, help="For each fitted reward, at most.")
 def signal(
     train_flags: tuple[str, ...], out: Path, tasks: str, rewards: str, goals: Path | None, device: str, seed: int,
     json: Path | None, resume: bool, data: Path | None, record: int | None, training_episodes: int, every: int,

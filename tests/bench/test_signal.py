@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from genreward_fast.bench.signal.episodes import TaskEpisodes, episodes_of
 from genreward_fast.bench.signal.fitted import FitLimits
 from genreward_fast.bench.signal.plan import REWARDS, NewRecordings, Plan, in_rows
+from genreward_fast.bench.signal.results import weights_text
 from genreward_fast.bench.signal.run import run_signal
 from genreward_fast.bench.signal.scoring import episode_returns, learn, ranking
 from genreward_fast.cli import main
@@ -195,8 +196,8 @@ def test_a_table_of_two_rewards_and_one_that_has_no_weights(measured):
         assert [len(paid) for paid in returns.values()] == [2, 2, 2]
         assert len(torch.cat(list(returns.values())).unique()) == 6
         assert ranking(returns) == entry["mean"] == {key: figures[key] for key in entry["mean"]}
-    assert "FB learned 4 updates" in values["rewards"]["genreward"]["weights"]
-    assert values["rewards"]["viper"]["weights"] == "fitted: codec 2, model 2 updates"
+    assert values["rewards"]["genreward"]["weights"].endswith("; updates: FB 4")
+    assert values["rewards"]["viper"]["weights"] == "fitted; updates: codec 2, model 2"
     assert "needs the weights of S3D" in values["rewards"]["roboclip"]["error"]
     assert sum("not measured" in line for line in said) == 1
     assert values["tasks"][TASK]["rows"] == FRAMES - 1
@@ -206,9 +207,15 @@ def test_a_table_of_two_rewards_and_one_that_has_no_weights(measured):
     assert (plan.out / "signal.png").stat().st_size > 5000
 
 
+def test_weights_are_those_of_all_tasks():
+    tasks = [{"weights": "fitted", "updates": {"codec": n, "model": 7}} for n in (30, 10, 20)]
+    assert weights_text(tasks) == "fitted; updates: codec 10 to 30, model 7"
+    assert weights_text([{"weights": "trained", "updates": {}}]) == "trained"
+
+
 def test_fits_read_the_training_experts_alone(measured):
     plan, _, _ = measured
-    record = read_json(plan.out / "fitted" / "viper" / "fit.json")
+    record = read_json(plan.out / "fitted" / "viper" / TASK / "fit.json")
     assert [clip["frames"] for clip in record["clips"]] == [FRAMES, FRAMES]
     assert record["steps"] == 2
 

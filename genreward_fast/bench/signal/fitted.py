@@ -26,12 +26,12 @@ class FitLimits:
 
     Attributes:
         steps: updates of each of its two networks, at most.
-        minutes: of both networks' training, at most.
+        minutes: of both networks' training, at most, on all tasks together.
         seed: of the weights, and of everything that is drawn.
     """
 
     steps: int = 20_000
-    minutes: float = 3.0
+    minutes: float = 5.0
     seed: int = 0
 
 
@@ -54,34 +54,46 @@ def write_demonstrations(folder: Path, tasks: Sequence[TaskEpisodes]) -> None:
 
 
 def fitted_weights(
-    reward: str, demonstrations: Path, out: Path, preset: str, limits: FitLimits, device: torch.device
-) -> tuple[str, str]:
-    """Fits a reward, goes on with a fit that was interrupted, or takes one that is finished.
+    reward: str,
+    task: TaskEpisodes,
+    tasks: Sequence[TaskEpisodes],
+    out: Path,
+    preset: str,
+    limits: FitLimits,
+    device: torch.device,
+) -> tuple[str, dict[str, int]]:
+    """Fits a reward for a task, goes on with a fit that was interrupted, or takes one that is finished.
+
+    TADPoLe is told the task in words and fitted to all of them at once; the others are not, and fitted to each alone.
 
     Args:
         reward: one of `rewards.fitting.FITTERS`.
-        out: folder of the fit.
+        tasks: all that are measured.
+        out: folder of the demonstrations and fits.
 
     Returns:
-        What `--reward-weights` takes, and how long which network was fitted.
+        What `--reward-weights` takes, and how many updates each network had.
 
     Raises:
         UserError, RunFailed, Interrupted: as of `fit`.
     """
-    record = out / "fit.json"
+    shared = reward == "tadpole"
+    name = "all" if shared else task.task
+    demonstrations, folder = out / "demonstrations" / name, out / "fitted" / reward / name
+    record = folder / "fit.json"
     if not record.exists():
+        write_demonstrations(demonstrations, tasks if shared else [task])
         config = FitConfig(
             reward,
             demonstrations,
-            out,
+            folder,
             steps=limits.steps,
-            minutes=limits.minutes / 2,
+            minutes=limits.minutes / 2 / (1 if shared else len(tasks)),
             seed=limits.seed,
             device=device,
-            resume=(out / "checkpoint.pt").exists(),
+            resume=(folder / "checkpoint.pt").exists(),
             preset=preset,
         )
         fit(config)
     losses = read_json(record)["losses"]
-    updates = ", ".join(f"{network} {points[-1][0]}" for network, points in losses.items())
-    return str(out / "model" if reward == "tadpole" else out), f"fitted: {updates} updates"
+    return str(folder / "model" if shared else folder), {network: points[-1][0] for network, points in losses.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,8 +22,8 @@ class Results:
         path: of the JSON file; the picture lies beside it.
         copy: of a second one, or None.
         values: what is in it: `settings`, `device`, `torch`, `tasks` (how many episodes and rows, and the goal), and
-            for each of `rewards` its `weights`, its `tasks` with AUCs and returns, their `mean`; or the `error` that
-            kept it from being measured.
+            for each of `rewards` its `weights` in words, its `tasks` with AUCs and returns, their `mean`; and the
+            `error` that kept it from being measured, on all tasks or on those that are not there.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class Results:
         if there != about:
             raise UserError(f"{self.path}: was begun with other episodes or another goal of {task}; name another --out")
 
-    def add(self, reward: str, task: str, weights: str, measured: dict[str, Any]) -> None:
-        """The AUCs, returns and seconds of one reward on one task."""
+    def add(self, reward: str, task: str, measured: dict[str, Any]) -> None:
+        """The AUCs, returns, weights and seconds of one reward on one task."""
         entry = self._entry(reward)
-        entry["weights"] = weights
         entry["tasks"][task] = measured
-        tasks = entry["tasks"].values()
+        tasks = list(entry["tasks"].values())
+        entry["weights"] = weights_text(tasks)
         entry["mean"] = {name: mean(figures[name] for figures in tasks) for name in COMPARISONS}
         self.save()
 
@@ -104,6 +105,15 @@ class Results:
         entry = self.values["rewards"].setdefault(reward, {"weights": "", "tasks": {}})
         entry.pop("error", None)
         return entry
+
+
+def weights_text(tasks: Sequence[dict[str, Any]]) -> str:
+    """Which weights a reward had on its tasks, and from how many to how many updates it had here."""
+    ranges = []
+    for network in tasks[0]["updates"]:
+        counts = sorted({figures["updates"][network] for figures in tasks})
+        ranges.append(f"{network} {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else ""))
+    return tasks[0]["weights"] + (f"; updates: {', '.join(ranges)}" if ranges else "")
 
 
 def _on(entry: dict[str, Any], values: dict[str, Any]) -> str:

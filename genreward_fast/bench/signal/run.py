@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from genreward_fast.bench.signal.episodes import TaskEpisodes, episodes_of
-from genreward_fast.bench.signal.fitted import fitted_weights, write_demonstrations
+from genreward_fast.bench.signal.fitted import fitted_weights
 from genreward_fast.bench.signal.plan import Plan, in_rows
 from genreward_fast.bench.signal.results import Results
 from genreward_fast.bench.signal.scoring import episode_returns, learn, ranking, ranking_text
@@ -64,9 +64,8 @@ def run_signal(
                 for task in tasks:
                     if not results.measured(reward, task.task):
                         began = time.monotonic()
-                        weights, figures = _measure(plan, configs[task.task], task, tasks, goals[task.task], device)
-                        seconds = {"seconds": round(time.monotonic() - began, 1)}
-                        results.add(reward, task.task, weights, figures | seconds)
+                        figures = _measure(plan, configs[task.task], task, tasks, goals[task.task], device)
+                        results.add(reward, task.task, figures | {"seconds": round(time.monotonic() - began, 1)})
                         say(f"{reward}, {task.task}: {ranking_text(figures)}")
             except (UserError, RunFailed) as error:
                 results.fail(reward, str(error))
@@ -119,28 +118,29 @@ def _measure(
     tasks: Sequence[TaskEpisodes],
     goal: Goal,
     device: torch.device,
-) -> tuple[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """Builds a reward, lets it learn, and scores the held-out episodes.
 
     Returns:
-        Which weights it has; AUCs, and what each episode was paid.
+        Its AUCs, what each episode was paid, which weights it has, and how many updates what of it had here.
     """
     config = in_rows(run.reward, task.steps_per_row, task.shortest)
     rows = task.shortest // config.window * config.window
-    weights = f"given: {Path(config.weights).name}" if config.weights else ""
+    weights, updates = f"given: {Path(config.weights).name}" if config.weights else "", {}
     if config.name in FITTERS and not config.weights:
-        demonstrations = plan.out / "demonstrations"
-        write_demonstrations(demonstrations, tasks)
-        fitted = plan.out / "fitted" / config.name
-        source, weights = fitted_weights(config.name, demonstrations, fitted, run.preset, plan.limits, device)
-        config = replace(config, weights=source)
+        folder, updates = fitted_weights(config.name, task, tasks, plan.out, run.preset, plan.limits, device)
+        config, weights = replace(config, weights=folder), "fitted"
     encoders = shared_encoders(replace(run.encoders, clip_length=config.clip_frames), device)
     reward = make_reward(config, goal, encoders, task.action_size, device, run.train.seed)
-    weights = weights or getattr(reward, "note", "") or "trained"
     if not reward.frozen:
         learn(reward, task, plan.fb_updates, config.pairs, run.train.seed)
-        weights += f"; FB learned {plan.fb_updates} updates"
+        updates = {"FB": plan.fb_updates}
     kinds = task.held_out
     paid = episode_returns(reward, task, [episode for kind in kinds.values() for episode in kind], rows)
     returns = dict(zip(kinds, paid.cpu().split([len(episodes) for episodes in kinds.values()])))
-    return weights, {**ranking(returns), "returns": {kind: values.tolist() for kind, values in returns.items()}}
+    return {
+        **ranking(returns),
+        "returns": {kind: values.tolist() for kind, values in returns.items()},
+        "weights": weights or getattr(reward, "note", "") or "trained",
+        "updates": updates,
+    }
