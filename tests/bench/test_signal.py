@@ -250,6 +250,11 @@ def test_bad_input_is_one_line(build, tmp_path, capsys):
     assert "leave it out after the --" in said(*data, "--", "--seed", "3")
     assert "default settings" in said(*data, "--rewards", "genreward", "--", "--camera", "topview")
     assert "must be at least 1" in said("--record", "0")
+    assert "--after -1: must not be negative" in said("--record", "1", "--after", "-1")
+    assert "is kept out of all training" in said("--record", "1", "--tasks", "drawer-open", "--rewards", "viper")
+    assert "--fit-minutes 0.0: both must be positive" in said(*data, "--fit-minutes", "0")
+    assert "--fb-updates 0" in said(*data, "--fb-updates", "0")
+    assert "no such goal folder" in said(*data, "--goals", str(tmp_path))
     assert not (tmp_path / "out").exists()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from genreward_fast.bench.signal.episodes import TaskEpisodes
+from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path, read_json
 from genreward_fast.goals.captions import captions
 from genreward_fast.goals.progress import progress
@@ -28,11 +29,18 @@ class FitLimits:
         steps: updates of each of its two networks, at most.
         minutes: of both networks' training, at most, on all tasks together.
         seed: of the weights, and of everything that is drawn.
+
+    Raises:
+        UserError: a limit is not positive.
     """
 
     steps: int = 20_000
     minutes: float = 5.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.minutes > 0:
+            raise UserError(f"--fit-steps {self.steps}, --fit-minutes {self.minutes}: both must be positive")
 
 
 def write_demonstrations(folder: Path, tasks: Sequence[TaskEpisodes]) -> None:

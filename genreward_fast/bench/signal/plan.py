@@ -10,7 +10,7 @@ from typing import Any
 from genreward_fast.bench.signal.fitted import FitLimits
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.errors import UserError
-from genreward_fast.goals.assets.plan import BuildFolder, RecordingConfig
+from genreward_fast.goals.assets.plan import HELD_OUT_TASKS, BuildFolder, RecordingConfig
 from genreward_fast.rewards.config import RewardConfig
 from genreward_fast.training.settings import RunConfig
 from genreward_fast.training.sweep.grid import reward_flags
@@ -50,7 +50,15 @@ class NewRecordings:
             raise UserError(f"--after {self.after}: must not be negative")
 
     def config(self, tasks: tuple[str, ...], sizes: tuple[int, ...], seed: int) -> RecordingConfig:
-        """Half-expert episodes are as long as experts', random ones as an agent's."""
+        """Half-expert episodes are as long as experts', random ones as an agent's.
+
+        Raises:
+            UserError: a task is kept out of all training.
+        """
+        if barred := [task for task in tasks if task in HELD_OUT_TASKS]:
+            raise UserError(
+                f"--tasks {barred[0]}: is kept out of all training, so nothing shows its goal; leave it out"
+            )
         others = (self.training + 1) // 2
         steps = max(EnvConfig(task).steps for task in tasks)
         held_out = (self.held_out,) * 3

@@ -51,11 +51,13 @@ def run_signal(
     """
     runs, device = plan.runs(settings), resolve_device(plan.device)
     results = Results(plan.out / "signal.json", plan.settings(), device, resume=resume, copy=copy)
+    goals = {} if plan.goals is None else {task: Goal.load(plan.goals / task) for task in plan.tasks}
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton's kernels are launched on the current one
     tasks = _episodes(plan, next(iter(runs.values())), device, resume, say)
-    goals = {task.task: _goal(plan, task) for task in tasks}
     for task in tasks:
+        if task.task not in goals:
+            goals[task.task] = task.demonstrated_goal()
         results.describe(task.task, _about(task, goals[task.task]))
     try:
         for number, (reward, configs) in enumerate(runs.items(), 1):
@@ -96,10 +98,6 @@ def _episodes(
     return episodes_of(read_recordings(folder, plan.tasks, sizes, device), plan.tasks, folder.root)
 
 
-def _goal(plan: Plan, task: TaskEpisodes) -> Goal:
-    return task.demonstrated_goal() if plan.goals is None else Goal.load(plan.goals / task.task)
-
-
 def _about(task: TaskEpisodes, goal: Goal) -> dict[str, Any]:
     """What the results say of a task."""
     return {
@@ -107,7 +105,7 @@ def _about(task: TaskEpisodes, goal: Goal) -> dict[str, Any]:
         "training": len(task.training),
         "rows": task.shortest,
         "steps_per_row": task.steps_per_row,
-        "goal": {"text": goal.text, "source": goal.provenance.get("source", ""), "note": goal.note},
+        "goal": {"text": goal.text, "source": Path(goal.provenance.get("source", "")).name, "note": goal.note},
     }
 
 
@@ -126,7 +124,8 @@ def _measure(
     """
     config = in_rows(run.reward, task.steps_per_row, task.shortest)
     rows = task.shortest // config.window * config.window
-    weights, updates = f"given: {Path(config.weights).name}" if config.weights else "", {}
+    weights = f"given: {Path(config.weights).name}" if config.weights else ""
+    updates: dict[str, int] = {}
     if config.name in FITTERS and not config.weights:
         folder, updates = fitted_weights(config.name, task, tasks, plan.out, run.preset, plan.limits, device)
         config, weights = replace(config, weights=folder), "fitted"
