@@ -177,7 +177,7 @@ def test_every_reward_is_measured_unless_it_pays_nothing():
 def measured(build, tmp_path_factory):
     """The plan of a small table, the results, and the lines that were said."""
     out = tmp_path_factory.mktemp("measured")
-    rewards = ("roboclip", "genreward", "viper")
+    rewards = ("roboclip", "genreward", "genreward:no-fb", "genreward:no-video", "viper")
     limits = FitLimits(steps=2)
     plan = Plan(rewards, (TASK,), out / "out", build.root, fb_updates=4, limits=limits, device="cpu")
     said: list[str] = []
@@ -185,11 +185,11 @@ def measured(build, tmp_path_factory):
     return plan, results, said
 
 
-def test_a_table_of_two_rewards_and_one_that_has_no_weights(measured):
+def test_a_table_of_rewards_and_one_that_has_no_weights(measured):
     plan, results, said = measured
     values = read_json(plan.out / "signal.json")
     assert values == read_json(plan.out.parent / "copy.json") == results.values
-    for name in ("genreward", "viper"):
+    for name in ("genreward", "genreward:no-fb", "genreward:no-video", "viper"):
         entry = values["rewards"][name]
         figures = entry["tasks"][TASK]
         returns = {kind: torch.tensor(paid) for kind, paid in figures["returns"].items()}
@@ -202,9 +202,19 @@ def test_a_table_of_two_rewards_and_one_that_has_no_weights(measured):
     assert sum("not measured" in line for line in said) == 1
     assert values["tasks"][TASK]["rows"] == FRAMES - 1
     lines = results.lines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert "not measured: --reward roboclip" in lines[1]
     assert (plan.out / "signal.png").stat().st_size > 5000
+
+
+def test_the_levels_of_genreward_add_up(measured):
+    rewards = measured[1].values["rewards"]
+    names = ("genreward", "genreward:no-fb", "genreward:no-video")
+    whole, video, frame = (
+        torch.tensor(list(rewards[name]["tasks"][TASK]["returns"].values()), dtype=torch.float64) for name in names
+    )
+    assert frame.std() > 1e-3
+    torch.testing.assert_close(whole, video + frame, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
 
 def test_weights_are_those_of_all_tasks():
