@@ -230,6 +230,16 @@ def test_fits_read_the_training_experts_alone(measured):
     assert record["steps"] == 2
 
 
+@pytest.mark.gpu
+def test_a_table_on_a_gpu(build, tmp_path):
+    rewards = ("genreward", "diffusion-reward", "viper", "tadpole")
+    plan = Plan(rewards, (TASK,), tmp_path, build.root, fb_updates=4, limits=FitLimits(steps=4), device="cuda")
+    values = run_signal(plan, train_settings, say=lambda line: None).values["rewards"]
+    assert {name: entry.get("error") for name, entry in values.items()} == dict.fromkeys(rewards)
+    for entry in values.values():
+        assert torch.tensor(list(entry["tasks"][TASK]["returns"].values())).isfinite().all()
+
+
 def test_a_resumed_table_measures_what_is_missing(measured, monkeypatch):
     plan, results, _ = measured
     values = read_json(plan.out / "signal.json")
