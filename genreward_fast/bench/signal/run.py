@@ -52,7 +52,7 @@ def run_signal(
     runs, device = plan.runs(settings), resolve_device(plan.device)
     results = Results(plan.out / "signal.json", plan.settings(), device, resume=resume, copy=copy)
     goals = {} if plan.goals is None else {task: Goal.load(plan.goals / task) for task in plan.tasks}
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton's kernels are launched on the current one
     tasks = _episodes(plan, next(iter(runs.values())), device, resume, say)
     for task in tasks:
