@@ -117,7 +117,8 @@ def _build_part(
 
     part = _part(name)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton's kernels are launched on the current one
+        if device.index is not None:  # "cuda" is the current one
+            torch.cuda.set_device(device)  # Triton's kernels are launched on the current one
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     config = LoopConfig(**(vars(part.loop) | {"seconds": seconds, "steps": steps or part.loop.steps}))
