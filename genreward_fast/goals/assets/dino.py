@@ -37,8 +37,8 @@ _STILL = 1e-3  # metres: what moves less stands still
 class Learner(nn.Module):
     """Student and teacher, and a small decoder that draws the frame from the student's class token.
 
-    Crops teach the class token to forget where things are; the decoder, whose loss weighs pixels by how unusual they are
-    for the task's frames, teaches it to keep that.
+    Crops teach the class token to forget where things are; the decoder, whose loss weighs pixels by how unusual they
+    are for the task's frames, teaches it to keep that.
     """
 
     def __init__(self, vit: Any, size: int) -> None:
@@ -73,7 +73,7 @@ class Learner(nn.Module):
 
 
 def unusual(pixels: Tensor, usual: Tensor, variance: Tensor) -> Tensor:
-    """(N, 1, S, S) weights of pixels: 1, and more where they differ from their task's mean by more than is common there.
+    """(N, 1, S, S) weights of pixels: 1, and more where they are further from their task's mean than is common there.
 
     Against the variance at each place an object of a few pixels counts as much as the arm, which moves everywhere.
 
