@@ -356,6 +356,31 @@ def cost_table() -> str:
     return "\n\n".join(tables) or "Not measured yet."
 
 
+def signal_table() -> str:
+    """How often rewards put episodes in the right order, by task; and why some were not measured."""
+    results = [result for _, result in read("signal.json")]
+    if not results:
+        return "Not run yet."
+    rewards, tasks = results[0]["rewards"], results[0]["tasks"]
+    body, remarks = [], []
+    for name, entry in rewards.items():
+        if "error" in entry:
+            remarks.append(f"- `{name}`: not measured on {len(tasks) - len(entry['tasks'])} tasks: {entry['error']}")
+        if entry["tasks"]:
+            cells = [aucs(entry["tasks"][task]) if task in entry["tasks"] else "" for task in tasks]
+            body.append([f"`{name}`", entry["weights"], *cells, aucs(entry["mean"])])
+    scored = sorted({count for task in tasks.values() for count in task["held_out"].values()})
+    episodes = f"{' to '.join(map(str, scored))} episodes of each kind"
+    table = rows([f"reward, on {results[0]['device']}; {episodes}", "its weights", *tasks, "mean"], body)
+    picture = "![mean AUC of each reward, and its tasks](../../benchmarks/results/signal.png)"
+    return "\n\n".join([table, *(["\n".join(remarks)] if remarks else []), picture])
+
+
+def aucs(figures: dict[str, Any]) -> str:
+    """Expert over random, expert over half-expert, half-expert over random."""
+    return " / ".join(f"{figures[name]:.2f}" for name in ("expert_over_random", "expert_over_half", "half_over_random"))
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -371,6 +396,7 @@ PAGES = {
     "docs/frame_level.md": {"fb_meaning": fb_meaning_table},
     "docs/assets.md": {"assets": assets_table},
     "docs/cost_of_the_reward.md": {"latency": latency_table, "cost": cost_table},
+    "docs/rewards/signal.md": {"signal": signal_table},
 }
 
 

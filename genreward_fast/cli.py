@@ -24,6 +24,7 @@ from genreward_fast.commands.fit import fit
 from genreward_fast.commands.generate import generate
 from genreward_fast.commands.goal import goal
 from genreward_fast.commands.report import report
+from genreward_fast.commands.signal import signal
 from genreward_fast.commands.sweep import sweep
 from genreward_fast.commands.train import train
 from genreward_fast.errors import Interrupted, RunFailed, UserError
@@ -39,7 +40,7 @@ def genreward() -> None:
 
 
 for _command in (
-    assets, bench, demos, doctor, evaluate, export, finetune, fit, generate, goal, report, sweep, train,
+    assets, bench, demos, doctor, evaluate, export, finetune, fit, generate, goal, report, signal, sweep, train,
 ):  # fmt: skip
     genreward.add_command(_command)
 

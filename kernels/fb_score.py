@@ -13,11 +13,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genreward_fast.kernels.triton_support import HAS_TRITON, INTERPRETED, runs_triton, wide
+from genreward_fast.kernels.rssm_tiles import launch_options
+from genreward_fast.kernels.triton_support import HAS_TRITON, padded, runs_triton, wide
 
-ROWS = 16
-COLUMNS = 32
-DEPTH = 64
+if HAS_TRITON:
+    from genreward_fast.kernels.fb_score_kernels import _norm, _product, _score
+
+
+class Tiling(NamedTuple):
+    """How the product of a layer is cut into programs.
+
+    Attributes:
+        rows, columns: of a program's tile; powers of two from 16 on, as is
+        depth: how much of the inner dimension a program takes at a time.
+        splits: over how many programs the inner dimension is split at most.
+        warps: of a program.
+        stages: how many of a program's steps are under way at once.
+        precision: of float32 products, as `tl.dot` takes it: "tf32x3", or "ieee" without tensor cores.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    splits: int
+    warps: int = 4
+    stages: int = 3
+    precision: str = "tf32x3"
+
+
+# With the paper's two heads of 512 units each of them makes 96 to 128 programs of the most rows that it is for, one for
+# each of an H100's multiprocessors. With 64 rows Triton takes that chip's other tensor cores, for which both parts of a
+# float32 go through shared memory; with 32 x 32 it leaves half of the warps without work of their own.
+TILINGS = (
+    (16, Tiling(16, 32, 128, 4)),
+    (32, Tiling(32, 64, 64, 8)),
+    (64, Tiling(32, 64, 64, 4)),
+    (128, Tiling(32, 64, 64, 2)),
+    (256, Tiling(32, 64, 64, 1)),
+)
+"""The most rows that a tiling is made for, and the tiling; the last one takes more, too."""
+MAX_ROWS = 512
+"""Larger batches take the library's matrix products."""
+MAX_HIDDEN = 4096
+"""The widest layer that one program takes the norm of."""
 
 
 class StackedAffine(Protocol):
@@ -125,21 +163,21 @@ def fb_score_reference(feature: Tensor, action: Tensor, folded: FoldedScore, red
     return values.amin(dim=0) if reduce == "min" else values.mean(dim=0)
 
 
-# Beyond this the library's matrix products are faster (benchmarks/results/kernel_fb_score.json).
-MAX_ROWS = 512
-
-
 @torch.no_grad()
-def fb_score(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str = "min") -> Tensor:
+def fb_score(
+    feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str = "min", tiling: Tiling | None = None
+) -> Tensor:
     """r_FB = min or mean over k of F_k(s, a, z_g)·B(g).
 
-    The products are taken in the dtype of `folded`, with sums in float32.
+    The products are taken in the dtype of `folded`, with sums in float32. A product of float32 is three of tf32, of the
+    upper and lower parts of both factors, which leaves out 2⁻²² of it. A result repeats exactly.
 
     Args:
         feature: (M, D) of any floating dtype, ψ(s).
         action: (M, A) of any floating dtype.
         folded: from `fold`.
         reduce: "min" or "mean", over the heads.
+        tiling: how the kernels cut the products; None takes the one made for so many rows.
 
     Returns:
         (M,) float32.
@@ -149,152 +187,65 @@ def fb_score(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str =
     """
     if reduce not in ("min", "mean"):
         raise ValueError(f"reduce must be min or mean, not {reduce!r}")
-    inputs = folded.weight1.shape[2]
+    _, hidden, inputs = folded.weight1.shape
     if feature.dim() != 2 or action.dim() != 2 or len(feature) != len(action):
         raise ValueError(f"feature must be (M, D) and action (M, A), not {tuple(feature.shape)}, {tuple(action.shape)}")
     if feature.shape[1] + action.shape[1] != inputs:
         raise ValueError(f"{feature.shape[1]} features and {action.shape[1]} actions are not the {inputs} inputs of F")
-    if not runs_triton(feature, action, folded.weight1) or not 0 < len(feature) <= MAX_ROWS:
+    few = len(feature) <= MAX_ROWS or tiling is not None
+    if not runs_triton(feature, action, folded.weight1) or len(feature) == 0 or not few or hidden > MAX_HIDDEN:
         return fb_score_reference(feature, action, folded, reduce)
-    return _launch(feature.contiguous(), action.contiguous(), folded, reduce)
+    return _launch(feature.contiguous(), action.contiguous(), folded, reduce, tiling or tiling_for(len(feature)))
 
 
-def _launch(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str) -> Tensor:
-    rows, features = feature.shape
-    heads, hidden, inputs = folded.weight1.shape
-    row_blocks, tiles = -(-rows // ROWS), -(-hidden // COLUMNS)
-    device = feature.device
-    first = torch.empty((heads, rows, hidden), dtype=torch.float32, device=device)
-    partial = torch.empty((heads, tiles, rows), dtype=torch.float32, device=device)
-    score = torch.empty((rows,), dtype=torch.float32, device=device)
-    grid = (row_blocks, tiles, heads)
-    _first_layer[grid](
-        feature, action, folded.weight1, folded.bias1, first, rows, features, inputs - features, hidden,
-        ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, num_warps=4,
+def tiling_for(rows: int) -> Tiling:
+    """The tiling made for so many rows."""
+    return next((tiling for most, tiling in TILINGS if rows <= most), TILINGS[-1][1])
+
+
+def _launch(feature: Tensor, action: Tensor, folded: FoldedScore, reduce: str, tiling: Tiling) -> Tensor:
+    rows = len(feature)
+    heads, hidden, _ = folded.weight1.shape
+    options = launch_options(feature.device)
+    padding = padded(hidden)
+    # The first kernel must not start before all that came before has written what it writes, the weights, too.
+    first = _multiply(feature, action, folded.weight1, tiling, {"PDL": options["PDL"]})
+    normed = torch.empty((heads, rows, hidden), dtype=torch.float32, device=feature.device)
+    _norm[(rows, heads)](
+        first, folded.bias1, folded.norm_weight, folded.norm_bias, normed, rows, folded.eps,
+        HIDDEN=hidden, PADDED=padding, SPLITS=len(first), num_warps=4, **options,
     )  # fmt: skip
-    _second_layer[grid](
-        first, folded.norm_weight, folded.norm_bias, folded.weight2, folded.bias2, folded.direction, partial,
-        rows, hidden, folded.eps, ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, num_warps=4,
+    second = _multiply(normed, None, folded.weight2, tiling, options)
+    score = torch.empty((rows,), dtype=torch.float32, device=feature.device)
+    _score[(rows,)](
+        second, folded.bias2, folded.direction, folded.offset, score, rows,
+        HEADS=heads, HEADS_PADDED=padded(heads), HIDDEN=hidden, PADDED=padding, SPLITS=len(second),
+        MEAN=reduce == "mean", num_warps=4, **options,
     )  # fmt: skip
-    _reduce_heads[(-(-rows // 128),)](
-        partial, folded.offset, score, rows, heads, tiles, MEAN=reduce == "mean", ROWS=128, num_warps=4
-    )
     return score
 
 
-if HAS_TRITON:
-    import triton
-    import triton.language as tl
+def _multiply(x: Tensor, action: Tensor | None, weight: Tensor, tiling: Tiling, options: dict[str, bool]) -> Tensor:
+    """[x, action] @ weightᵀ of each head in parts that add up to it: (splits, K, M, H) float32.
 
-    _UPCAST = tl.constexpr(INTERPRETED)
-
-    @triton.jit
-    def _dot(left, right, total):
-        """total + left @ right, left rounded to the dtype of right, sums in float32 (IEEE, not tf32)."""
-        left = left.to(right.dtype)
-        if _UPCAST:  # the interpreter takes the bits of a bfloat16 for an integer; in float32 the products are the same
-            left, right = left.to(tl.float32), right.to(tl.float32)
-        return tl.dot(left, right, total, input_precision="ieee")
-
-    @triton.jit
-    def _add_product(total, x, weight, row, column, rows, hidden, size, stride, DEPTH: tl.constexpr):
-        """total (ROWS, COLUMNS) + x (rows, size) @ weightᵀ for weight (hidden, size) with rows `stride` apart."""
-        for start in range(0, size, DEPTH):
-            k = start + tl.arange(0, DEPTH)
-            left = tl.load(
-                x + row[:, None].to(tl.int64) * size + k[None, :],
-                mask=(row < rows)[:, None] & (k < size)[None, :],
-                other=0.0,
-            )
-            right = tl.load(
-                weight + column[None, :] * stride + k[:, None],
-                mask=(column < hidden)[None, :] & (k < size)[:, None],
-                other=0.0,
-            )
-            total = _dot(left, right, total)
-        return total
-
-    @triton.jit
-    def _first_layer(
-        feature, action, weight, bias, out, rows, features, actions, hidden,
-        ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    ):  # fmt: skip
-        """Program (row block, column block, head): one tile of [feature, action] @ weightᵀ + bias."""
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-        head = tl.program_id(2).to(tl.int64)
-        stride = features + actions
-        weight += head * hidden * stride
-        total = tl.zeros([ROWS, COLUMNS], tl.float32)
-        total = _add_product(total, feature, weight, row, column, rows, hidden, features, stride, DEPTH)
-        total = _add_product(total, action, weight + features, row, column, rows, hidden, actions, stride, 16)
-        total += tl.load(bias + head * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)[None, :]
-        position = (head * rows + row[:, None]) * hidden + column[None, :]
-        tl.store(out + position, total, mask=(row < rows)[:, None] & (column < hidden)[None, :])
-
-    @triton.jit
-    def _second_layer(
-        first, norm_weight, norm_bias, weight, bias, direction, partial, rows, hidden, eps,
-        ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    ):  # fmt: skip
-        """Program (row block, column block, head): a share of relu(tanh(norm(first)) @ weightᵀ + bias)·direction."""
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-        head = tl.program_id(2).to(tl.int64)
-        first += (head * rows + row[:, None]) * hidden
-        there = (row < rows)[:, None]
-        # Each program takes the statistics of its rows by itself: two passes over a few KiB that lie in the cache.
-        total = tl.zeros([ROWS], tl.float32)
-        for start in range(0, hidden, DEPTH):
-            k = start + tl.arange(0, DEPTH)
-            total += tl.sum(tl.load(first + k[None, :], mask=there & (k < hidden)[None, :], other=0.0), axis=1)
-        mean = total / hidden
-        total = tl.zeros([ROWS], tl.float32)
-        for start in range(0, hidden, DEPTH):
-            k = start + tl.arange(0, DEPTH)
-            inside = there & (k < hidden)[None, :]
-            centred = tl.where(inside, tl.load(first + k[None, :], mask=inside, other=0.0) - mean[:, None], 0.0)
-            total += tl.sum(centred * centred, axis=1)
-        scale = 1.0 / tl.sqrt(total / hidden + eps)
-
-        total = tl.zeros([ROWS, COLUMNS], tl.float32)
-        weight += head * hidden * hidden
-        for start in range(0, hidden, DEPTH):
-            k = start + tl.arange(0, DEPTH)
-            x = tl.load(first + k[None, :], mask=there & (k < hidden)[None, :], other=0.0)
-            gain = tl.load(norm_weight + head * hidden + k, mask=k < hidden, other=0.0).to(tl.float32)
-            shift = tl.load(norm_bias + head * hidden + k, mask=k < hidden, other=0.0).to(tl.float32)
-            x = (x - mean[:, None]) * scale[:, None] * gain[None, :] + shift[None, :]
-            x = 2.0 * tl.sigmoid(2.0 * x) - 1.0  # tanh
-            right = tl.load(
-                weight + column[None, :] * hidden + k[:, None],
-                mask=(column < hidden)[None, :] & (k < hidden)[:, None],
-                other=0.0,
-            )
-            total = _dot(x, right, total)
-        total += tl.load(bias + head * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)[None, :]
-        towards = tl.load(direction + head * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)
-        # Not tl.maximum: a NaN must stay one.
-        share = tl.sum(tl.where(total < 0, 0.0, total) * towards[None, :], axis=1)
-        tile = head * tl.num_programs(1) + tl.program_id(1)
-        tl.store(partial + tile * rows + row, share, mask=row < rows)
-
-    @triton.jit
-    def _reduce_heads(partial, offset, score, rows, heads, tiles, MEAN: tl.constexpr, ROWS: tl.constexpr):
-        """Program (row block): adds up each head's shares in a fixed order, then takes the heads' mean or minimum."""
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        result = tl.zeros([ROWS], tl.float32)
-        for head in range(heads):
-            value = tl.zeros([ROWS], tl.float32) + tl.load(offset + head)
-            for tile in range(tiles):
-                where = partial + (head * tiles + tile).to(tl.int64) * rows + row
-                value += tl.load(where, mask=row < rows, other=0.0)
-            if MEAN:
-                result += value
-            else:
-                # A NaN of any head must show, as it does in torch.amin.
-                lower = (head == 0) | (value < result) | (value != value)
-                result = tl.where(lower, value, result)
-        if MEAN:
-            result = result / heads
-        tl.store(score + row, result, mask=row < rows)
+    Args:
+        x: (M, D) for all heads, or (K, M, D).
+        action: (M, A), or None for none.
+        weight: (K, H, D + A).
+        tiling: how to cut it.
+        options: of the launch.
+    """
+    heads, hidden, _ = weight.shape
+    rows, features = x.shape[-2:]
+    actions = 0 if action is None else action.shape[1]
+    blocks = -(-features // tiling.depth)
+    steps = -(-blocks // tiling.splits)
+    splits = -(-blocks // steps)
+    parts = torch.empty((splits, heads, rows, hidden), dtype=torch.float32, device=x.device)
+    _product[(-(-rows // tiling.rows), -(-hidden // tiling.columns), heads * splits)](
+        x, x.stride(0) if x.dim() == 3 else 0, x if action is None else action, weight, parts, rows,
+        FEATURES=features, ACTIONS=actions, HIDDEN=hidden, ROWS=tiling.rows, COLUMNS=tiling.columns,
+        DEPTH=tiling.depth, EXTRA=max(16, padded(actions)), STEPS=steps, SPLITS=splits, STAGES=tiling.stages,
+        PRECISION=tiling.precision, num_warps=tiling.warps, **options,
+    )  # fmt: skip
+    return parts

@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genreward_fast.kernels.rssm_tiles import launch_options
 from genreward_fast.kernels.triton_support import HAS_TRITON, runs_triton, wide
 
 BLOCK = 1024
 MAX_SPLITS = 256
+PROGRAMS = 2048
+"""More than the largest chips run at once. Beyond it a program takes several rows, for which it reads the goal once."""
+MAX_ROWS = 8
+"""Rows of a program."""
 
 
 def latent_cosine_reference(latent: Tensor, goal: Tensor) -> Tensor:
@@ -50,8 +55,13 @@ def _launch(latent: Tensor, goal: Tensor) -> Tensor:
     splits = -(-blocks // per_split)
     partial = torch.empty((rows, 2, splits), dtype=torch.float32, device=latent.device)
     cosine = torch.empty((rows,), dtype=torch.float32, device=latent.device)
-    _partial_sums[(rows, splits)](latent, goal, partial, size, per_split, BLOCK=BLOCK, num_warps=4)
-    _finish[(rows,)](partial, cosine, splits, SPLITS=MAX_SPLITS, num_warps=4)
+    per_program = max(1, min(MAX_ROWS, rows * splits // PROGRAMS))
+    options = launch_options(latent.device)
+    # The first kernel must not start before all that came before has written what it writes.
+    _partial_sums[(-(-rows // per_program), splits)](
+        latent, goal, partial, rows, size, per_program, per_split, BLOCK=BLOCK, PDL=options["PDL"], num_warps=4
+    )
+    _finish[(rows,)](partial, cosine, splits, SPLITS=MAX_SPLITS, num_warps=4, **options)
     return cosine
 
 
@@ -59,27 +69,42 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    @triton.jit
-    def _partial_sums(latent, goal, partial, size, per_split, BLOCK: tl.constexpr):
-        """Program (row, split): the dot product and the sum of squares over its blocks, to partial[row, :, split]."""
-        row = tl.program_id(0).to(tl.int64)
+    from genreward_fast.kernels.rssm_tiles import wait
+
+    # Specialised on how many rows there are, it would be another kernel, which may add up in another order.
+    @triton.jit(do_not_specialize=["rows", "per_program", "per_split"])
+    def _partial_sums(
+        latent, goal, partial, rows, size, per_program, per_split, BLOCK: tl.constexpr, PDL: tl.constexpr
+    ):  # fmt: skip
+        """Program (rows, split): each row's dot product and sum of squares over the split's blocks, to
+        partial[row, :, split]."""
+        wait(PDL)
+        first = tl.program_id(0).to(tl.int64) * per_program
+        end = tl.minimum(first + per_program, rows)
         split = tl.program_id(1)
-        dot = tl.zeros([BLOCK], tl.float32)
-        square = tl.zeros([BLOCK], tl.float32)
-        for block in range(per_split):
-            offset = (split * per_split + block) * BLOCK + tl.arange(0, BLOCK)
-            inside = offset < size
-            x = tl.load(latent + row * size + offset, mask=inside, other=0.0).to(tl.float32)
-            y = tl.load(goal + offset, mask=inside, other=0.0)
-            dot += x * y
-            square += x * x
         splits = tl.num_programs(1)
-        tl.store(partial + row * 2 * splits + split, tl.sum(dot))
-        tl.store(partial + row * 2 * splits + splits + split, tl.sum(square))
+        offset = split * per_split * BLOCK + tl.arange(0, BLOCK)
+        inside = offset < size
+        towards = tl.load(goal + offset, mask=inside, other=0.0)
+        following = tl.load(latent + first * size + offset, mask=inside, other=0.0)
+        for row in range(first, end):
+            x = following.to(tl.float32)
+            # Asked for before the sums, whose time hides the way from memory.
+            following = tl.load(latent + (row + 1) * size + offset, mask=inside & (row + 1 < end), other=0.0)
+            dot = x * towards
+            square = x * x
+            for block in range(1, per_split):
+                more = offset + block * BLOCK
+                x = tl.load(latent + row * size + more, mask=more < size, other=0.0).to(tl.float32)
+                dot += x * tl.load(goal + more, mask=more < size, other=0.0)
+                square += x * x
+            tl.store(partial + row * 2 * splits + split, tl.sum(dot))
+            tl.store(partial + row * 2 * splits + splits + split, tl.sum(square))
 
     @triton.jit
-    def _finish(partial, cosine, splits, SPLITS: tl.constexpr):
+    def _finish(partial, cosine, splits, SPLITS: tl.constexpr, PDL: tl.constexpr):
         """Program (row): adds up the partial sums, in a fixed order, and divides."""
+        wait(PDL)
         row = tl.program_id(0).to(tl.int64)
         split = tl.arange(0, SPLITS)
         dot = tl.sum(tl.load(partial + row * 2 * splits + split, mask=split < splits, other=0.0))

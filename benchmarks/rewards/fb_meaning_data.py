@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from genreward_fast.encoders.image import ImageEncoder
-from genreward_fast.envs.env_config import ACTION_SIZE, EnvConfig
+from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.expert import ExpertEpisode, expert_episode
 from genreward_fast.envs.metaworld_env import MetaWorldEnv
 from genreward_fast.errors import UserError
@@ -102,15 +101,8 @@ class Recorder:
 
 def replay_of(episodes: list[Episode], features: str, seed: int, device: torch.device) -> Sampler:
     """Pairs of consecutive rows of the episodes, all in one memory."""
-    rows = sum(len(episode.action) for episode in episodes)
-    size = episodes[0].features[features].shape[1]
-    memory = PairMemory(1, rows, size, ACTION_SIZE, device, seed)
-    for episode in episodes:
-        for row, action in enumerate(episode.action):
-            memory.append(
-                np.zeros(1, np.int64), episode.features[features][row, None], action[None], np.array([row == 0])
-            )
-    return memory.sample
+    rows = [(episode.features[features][:-1], episode.action) for episode in episodes]
+    return PairMemory.of_episodes(rows, device, seed).sample
 
 
 def replay_of_run(run: Path) -> tuple[RunConfig, Sampler]:

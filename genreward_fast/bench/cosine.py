@@ -14,7 +14,7 @@ SHAPE = (16, 4, 60, 60)  # a clip of 16 frames at 480×480: channels, frames, he
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__ or "", [1, 4, 16]).parse_args(argv)
+    options = arguments(__doc__ or "", [1, 4, 16, 64, 256]).parse_args(argv)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     limits = measure_limits(device, dtype)
     results = []

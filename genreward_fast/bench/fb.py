@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genreward_fast.bench.timing import arguments, measure_limits, median_ms, report
-from genreward_fast.kernels.fb_score import fb_score, fb_score_reference, fold
+from genreward_fast.bench.timing import arguments, graph_of, measure_limits, median_ms, report
+from genreward_fast.kernels.fb_score import Tiling, fb_score, fb_score_reference, fold
 
 FEATURES, ACTIONS, Z, HIDDEN, HEADS = 384, 4, 64, 512, 2
+IN_A_GRAPH = 20
+"""Calls that follow each other in one CUDA graph, where nothing but them is timed."""
+TRIALS = (
+    *(Tiling(16, 32, 128, splits) for splits in (1, 2, 4)),
+    *(Tiling(16, 32, 64, splits) for splits in (2, 4, 8)),
+    *(Tiling(16, 64, 64, splits) for splits in (1, 2, 4, 8)),
+    *(Tiling(32, 64, 64, splits) for splits in (1, 2, 4, 8)),
+    *(Tiling(32, 64, 64, splits, warps=8) for splits in (1, 2)),
+    *(Tiling(32, 64, 64, splits, stages=4) for splits in (1, 2)),
+    *(Tiling(32, 64, 32, splits, stages=4) for splits in (1, 2, 4)),
+    *(Tiling(64, 32, 64, splits) for splits in (1, 2)),
+    *(Tiling(64, 64, 32, splits, warps=8, stages=4) for splits in (1, 2)),
+    Tiling(16, 32, 128, 4, precision="ieee"),
+    *(Tiling(32, 64, 64, splits, precision="ieee") for splits in (1, 2)),
+)
+"""What `--tune` tries."""
 
 
 def make_heads(device: torch.device) -> SimpleNamespace:
@@ -39,8 +58,25 @@ def unfolded(heads: SimpleNamespace, feature: Tensor, action: Tensor, z: Tensor,
     return torch.stack(scores).amin(dim=0)
 
 
+class Timed(NamedTuple):
+    """Something to time: `run` makes so many `calls` of `score`."""
+
+    run: Callable[[], object]
+    calls: int
+    score: Callable[[], Tensor]
+
+
+def plain(score: Callable[[], Tensor]) -> Timed:
+    return Timed(score, 1, score)
+
+
+def graphed(score: Callable[[], Tensor]) -> Timed:
+    return Timed(graph_of(score, IN_A_GRAPH).replay, IN_A_GRAPH, score)
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments(__doc__ or "", [1, 16, 256, 1024])
+    parser = arguments(__doc__ or "", [1, 16, 64, 256, 1024])
+    parser.add_argument("--tune", action="store_true", help="time other tilings, too")
     parser.set_defaults(dtype="float32")
     options = parser.parse_args(argv)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
@@ -52,18 +88,29 @@ def main(argv: list[str] | None = None) -> None:
     for rows in options.rows:
         feature = torch.randn(rows, FEATURES, device=device)
         action = torch.rand(rows, ACTIONS, device=device) * 2 - 1
-        calls = {
-            "fb_score": lambda f=feature, a=action: fb_score(f, a, folded),
-            "reference": lambda f=feature, a=action: fb_score_reference(f, a, folded),
-            "not folded, float32": lambda f=feature, a=action: unfolded(heads, f, a, z, goal),
-        }
+
+        def ours(tiling: Tiling | None = None, f: Tensor = feature, a: Tensor = action) -> Tensor:
+            return fb_score(f, a, folded, tiling=tiling)
+
+        def reference(f: Tensor = feature, a: Tensor = action) -> Tensor:
+            return fb_score_reference(f, a, folded)
+
+        def in_full(f: Tensor = feature, a: Tensor = action) -> Tensor:
+            return unfolded(heads, f, a, z, goal)
+
+        timed = {"fb_score": plain(ours), "reference": plain(reference), "not folded, float32": plain(in_full)}
+        if device.type == "cuda":
+            timed |= {"CUDA graph": graphed(ours), "CUDA graph, reference": graphed(reference)}
+        for tiling in TRIALS if options.tune else ():
+            name = "{}x{}x{}, splits {}, warps {}, stages {}, {}".format(*tiling)
+            timed[name] = (graphed if device.type == "cuda" else plain)(partial(ours, tiling))
         size = sum(value.nbytes for value in folded[:8]) + feature.nbytes + action.nbytes
         flops = 2 * rows * HEADS * (HIDDEN * (FEATURES + ACTIONS) + HIDDEN * HIDDEN + HIDDEN)
         least = limits.milliseconds(size, flops)
-        expected = calls["not folded, float32"]().double()
-        for name, call in calls.items():
-            ms = median_ms(call, device, options.seconds)
-            error = (call().double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        expected = in_full().double()
+        for name, (run, calls, score) in timed.items():
+            ms = median_ms(run, device, options.seconds) / calls
+            error = (score().double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
             results.append(
                 {
                     "variant": name,

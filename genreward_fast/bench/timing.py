@@ -73,6 +73,17 @@ def call_times(function: Callable[[], Any], device: torch.device, seconds: float
     return times
 
 
+def graph_of(function: Callable[[], Any], calls: int) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of so many calls, one after the other."""
+    function()  # what is made once, is made before
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            function()
+    return graph
+
+
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """The fastest of several large copies, and of several large matrix products in `dtype`."""
     cuda = device.type == "cuda"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ def fit_reward_command(reward: str, what: str, presets: bool = True) -> click.Co
     @click.option("--data", type=FOLDER, required=True, help="Demonstrations (genreward demos, LeRobot, videos).")
     @click.option("--out", type=FOLDER, required=True, help="Folder of the result, for --reward-weights.")
     @click.option("--steps", type=int, default=20_000, show_default=True, help="Updates of each network.")
+    @click.option("--minutes", type=float, default=math.inf, help="Of each network's training, at most.")
     @click.option("--batch-size", type=int, default=32, show_default=True, help="Examples in an update.")
     @click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate of AdamW.")
     @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights, and of everything drawn.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ class FitConfig:
         reward: one of `FITTERS`.
         data: folder of demonstrations, of any kind that `goals/demos.py` reads.
         out: folder of the result.
-        steps: updates of each network that is fitted.
+        steps: updates of each network that is fitted, at most.
+        minutes: each network's training ends after this time at the latest, counted anew when it is resumed.
         batch_size: examples in an update.
         lr: learning rate of AdamW.
         seed: of the weights, and of everything that is drawn.
@@ -35,6 +37,7 @@ class FitConfig:
     data: Path
     out: Path
     steps: int = 20_000
+    minutes: float = math.inf
     batch_size: int = 32
     lr: float = 3e-4
     seed: int = 0
@@ -54,7 +57,9 @@ class FitConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
+        if not self.minutes > 0:
+            raise UserError(f"--minutes must be a positive number, not {self.minutes}")
+        if not 0 < self.lr < math.inf:
             raise UserError(f"--lr must be a positive number, not {self.lr}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must lie between 0 and 2^63 - 1, but is {self.seed}")

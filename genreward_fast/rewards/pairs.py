@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,6 +43,24 @@ class PairMemory:
         self._is_first = np.zeros((num_envs, self._rows), bool)
         self._follows = np.zeros((num_envs, self._rows), bool)  # the row continues the one in the slot before it
         self._random = np.random.default_rng(seed)
+
+    @classmethod
+    def of_episodes(
+        cls, episodes: Sequence[tuple[Tensor, Tensor]], device: torch.device | str, seed: int = 0
+    ) -> PairMemory:
+        """One that is filled with all rows of episodes that are over: features (T, D) and actions (T, A) of each.
+
+        Raises:
+            UserError: they have less than two rows in all.
+        """
+        features, actions = (torch.cat(parts) for parts in zip(*episodes))
+        memory = cls(1, len(actions), features.shape[1], actions.shape[1], device, seed)
+        memory._feature[0], memory._action[0] = features, actions
+        memory._written[0] = len(actions)
+        starts = np.cumsum([0, *(len(action) for _, action in episodes[:-1])])
+        memory._is_first[0, starts] = True
+        memory._follows = ~memory._is_first
+        return memory
 
     def __len__(self) -> int:
         """Pairs that can be drawn."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from genreward_fast.bench import fb
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
 
 
@@ -70,6 +72,13 @@ def test_benchmark_writes_its_numbers(name, variants, tmp_path, monkeypatch, cap
         assert error < 1e-4
     # The op itself comes first; the others are its peers, measured in the same run.
     assert [r["variant"] for r in written["results"]][:2] == [name, "reference"]
+
+
+def test_fb_score_is_timed_with_other_tilings_on_demand(tmp_path):
+    target = tmp_path / "numbers.json"
+    fb.main(["--device", "cpu", "--rows", "3", "--seconds", "0.001", "--tune", "--json", str(target)])
+    results = json.loads(target.read_text())["results"]
+    assert len({result["variant"] for result in results}) == len(results) == 3 + len(fb.TRIALS)
 
 
 def test_all_of_them_by_one_command(tmp_path, monkeypatch, capfd):

@@ -51,6 +51,29 @@ def test_on_triton_rows_do_not_depend_on_the_batch(triton_device, fresh_generato
     assert torch.equal(together, latent_cosine(latent, goal))
 
 
+@pytest.mark.parametrize("programs", [1, 4])
+@pytest.mark.parametrize("size", [3, 1500])
+def test_on_triton_programs_may_take_several_rows(
+    programs, size, triton_device, poisoned, monkeypatch, fresh_generator, relative_rms
+):
+    latent, goal = inputs((11, size), torch.bfloat16, fresh_generator)
+    given = latent.to(triton_device), goal.to(triton_device)
+    alone = latent_cosine(*given)
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    assert torch.equal(latent_cosine(*given), alone)
+    assert relative_rms(alone, cosine(latent, goal)) < 1e-5
+
+
+def test_on_triton_long_rows_take_several_blocks_each(
+    triton_device, poisoned, monkeypatch, fresh_generator, relative_rms
+):
+    monkeypatch.setattr(module, "PROGRAMS", 2)
+    monkeypatch.setattr(module, "MAX_SPLITS", 2)
+    latent, goal = inputs((7, 4100), torch.float32, fresh_generator)
+    value = latent_cosine(latent.to(triton_device), goal.to(triton_device))
+    assert relative_rms(value, cosine(latent, goal)) < 1e-5
+
+
 def test_on_triton_takes_latents_that_are_not_contiguous(triton_device, fresh_generator, relative_rms):
     latent, goal = inputs((2, 30, 50), torch.float32, fresh_generator)
     turned = latent.to(triton_device).transpose(1, 2).contiguous().transpose(1, 2)
@@ -87,9 +110,8 @@ def test_in_the_interpreter(run_interpreted):
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_compiles_for_every_chip(capability, dtype, compile_for):
-    signature = {"latent": f"*{dtype}", "goal": "*fp32", "partial": "*fp32", "size": "i32", "per_split": "i32"}
-    compile_for(module._partial_sums, capability, signature, {"BLOCK": module.BLOCK}, num_warps=4)
-    signature = {"partial": "*fp32", "cosine": "*fp32", "splits": "i32"}
-    compile_for(module._finish, capability, signature, {"SPLITS": module.MAX_SPLITS}, num_warps=4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_for_every_chip(capability, dtype, compile_launches):
+    latent = torch.empty(2, 16, 4, 60, 60, dtype=dtype, device="meta")
+    goal = torch.empty(16, 4, 60, 60, device="meta")
+    assert compile_launches(lambda: latent_cosine(latent, goal), [module], capability) == ["_finish", "_partial_sums"]

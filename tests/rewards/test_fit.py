@@ -155,6 +155,16 @@ class StopAt:
         return signal.SIGTERM if self.at == PROGRESS else 0
 
 
+def test_each_network_ends_when_its_time_is_over(demonstrations, tmp_path):
+    config = config_of("viper", demonstrations, tmp_path / "out", steps=10**6, minutes=0.3 / 60)
+    result = fit(config)
+    for curve in result.record["losses"].values():
+        assert 0 < curve[-1][0] < 10**4
+    assert make_reward(RewardConfig(name="viper", weights=str(result.folder)), None, None, 4, "cpu").frozen
+    with pytest.raises(UserError, match="--minutes must be a positive number"):
+        dataclasses.replace(config, minutes=0.0)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(demonstrations, tmp_path):
     with pytest.raises(TrainingDiverged, match="not finite, at update"):
         fit(config_of("viper", demonstrations, tmp_path / "run", lr=1e30, steps=20))

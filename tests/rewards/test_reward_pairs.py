@@ -45,3 +45,27 @@ def test_one_row_is_no_pair():
 def test_too_small_a_memory():
     with pytest.raises(UserError, match="use 8"):
         PairMemory(4, 7, 1, 1, "cpu")
+
+
+def test_a_memory_of_whole_episodes_is_what_appending_them_makes(fresh_generator):
+    lengths = (3, 1, 7)
+    episodes = [
+        (torch.randn(length, 2, generator=fresh_generator), torch.randn(length, 4, generator=fresh_generator))
+        for length in lengths
+    ]
+    appended = PairMemory(1, sum(lengths), 2, 4, "cpu", seed=5)
+    filled = PairMemory.of_episodes(episodes, "cpu", seed=5)
+    for feature, action in episodes:
+        for row in range(len(action)):
+            appended.append(np.zeros(1, int), feature[row, None], action[row, None], np.array([row == 0]))
+    assert len(filled) == sum(lengths) - len(lengths)
+    for _ in range(2):
+        assert len(filled) == len(appended)
+        ours, theirs = filled.sample(200), appended.sample(200)
+        for name in ("feature", "action", "is_first", "index"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        for memory in (filled, appended):  # a full memory goes on in its first slot
+            for row in range(4):
+                memory.append(np.zeros(1, int), torch.full((1, 2), 9.0), torch.zeros(1, 4), np.array([row == 0]))
+    with pytest.raises(UserError, match="too small"):
+        PairMemory.of_episodes([(torch.zeros(1, 2), torch.zeros(1, 4))], "cpu")

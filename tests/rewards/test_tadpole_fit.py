@@ -119,6 +119,13 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_been(data, tmp_path, monke
     assert result.record["steps"] == 2
 
 
+def test_each_network_ends_when_its_time_is_over(data, tmp_path):
+    result = FITTERS["tadpole"](config_of(data, tmp_path / "out", steps=10**6, minutes=0.5 / 60))
+    for points in result.record["losses"].values():
+        assert 0 < points[-1][0] < 10**4
+    assert read_picture_model(str(result.folder), TEXTS[0], torch.float32).size == 64
+
+
 def test_a_loss_that_is_not_finite_ends_the_fit(data, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "CHECKPOINT_STEPS", 1)
     update = fit._Fit._update

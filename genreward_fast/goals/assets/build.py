@@ -72,6 +72,8 @@ def build(
         there = _present(folder, part, recording)
         if there is not None and not resume:
             raise UserError(f"{there}: is there already; go on with --resume, or choose another --out")
+    if device.type == "cuda":
+        _set_up(device)
     for part in ordered:
         if part == "data":
             from genreward_fast.goals.assets.record import record
@@ -91,6 +93,14 @@ def build(
     if (folder.root / "tiny").is_dir():
         found = sizes(folder.root / "tiny")
         say(f"sizes: {', '.join(f'{name} {size / 1e6:.2f} MB' for name, size in found.items())}; at most 12 MB in all")
+
+
+def _set_up(device: torch.device) -> None:
+    if device.index is not None:  # "cuda" is the current one already
+        torch.cuda.set_device(device)  # Triton's kernels are launched on the current one
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 4  # trying all that there is takes half a minute of a part's time
+    torch.set_float32_matmul_precision("high")
 
 
 def _present(folder: BuildFolder, part: str, recording: RecordingConfig) -> Path | None:
@@ -116,12 +126,6 @@ def _build_part(
     from genreward_fast.goals.assets.saving import write_card
 
     part = _part(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(
-            torch.device("cuda", device.index or 0)
-        )  # Triton's kernels are launched on the current one
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
     config = LoopConfig(**(vars(part.loop) | {"seconds": seconds, "steps": steps or part.loop.steps}))
     recordings = read_recordings(folder, recording.tasks, part.sizes(recording.sizes), device)
     trained = part.train(recordings, folder, config, batch=batch or part.batch, resume=resume)
@@ -154,7 +158,7 @@ def _part(name: str) -> _Part:
         return _Part(
             "Tiny video autoencoder (AutoencoderKLCogVideoX)",
             "trained on one camera, at 128x128, with fast rendering; other pictures come out wrong.",
-            LoopConfig(vae.STEPS, lr=1.5e-3, warmup=200),
+            LoopConfig(vae.STEPS, lr=1.5e-3, warmup=100),
             vae.BATCH,
             lambda sizes: (max(sizes),),
             vae.train_vae,
@@ -166,7 +170,7 @@ def _part(name: str) -> _Part:
         return _Part(
             "Tiny image encoder (DINOv3ViTModel)",
             "besides DINO's losses it learned to redraw the frame; one camera, 64x64; unlike DINOv3 it knows no world.",
-            LoopConfig(dino.STEPS, lr=1e-3, warmup=500, weight_decay=0.04),
+            LoopConfig(dino.STEPS, lr=1e-3, warmup=200, weight_decay=0.04),
             dino.BATCH,
             lambda sizes: (min(sizes), max(sizes)),
             dino.train_dino,

@@ -27,6 +27,7 @@ ASKED: tuple[tuple[str, str, str, float], ...] = (
     ("dino", "object", "object's position from the class token, linear R²", 0.8),
     ("clip", "top5", "sentence to frame, right task among the first 5 of 50", 0.8),
     ("clip", "at_or_after", "chosen goal frame at or after the first success", 0.8),
+    ("generator", "nearer", "generated last frame nearer to success than the first one, share of starts", 0.7),
 )
 """Part, figure, what it is, the least that is asked."""
 ASKED_AUC = 0.8
@@ -37,29 +38,37 @@ def check(folder: BuildFolder, recording: RecordingConfig, device: torch.device)
     """Gathers what the parts measured, measures the video level's ranking, and writes it all.
 
     Returns:
-        The table, line by line.
+        The table, line by line; a line for each part that has not been built, which is left out of it.
 
     Raises:
-        UserError: a part has not been built.
+        UserError: no part has been built, or there are no recordings for the ranking.
     """
-    parts: dict[str, Any] = {}
-    for part in ("vae", "dino", "clip"):
-        if not folder.measured(part).is_file():
-            raise UserError(f"{folder.measured(part)}: not there yet; build it with --parts {part}")
-        parts[part] = read_json(folder.measured(part))
+    names = ("vae", "dino", "clip")
+    parts: dict[str, Any] = {
+        part: read_json(folder.measured(part)) for part in names if folder.measured(part).is_file()
+    }
+    missing = [part for part in names if part not in parts]
+    if not parts:
+        raise UserError(f"{folder.measured(names[0])}: not there yet, nor any other part; build them with --parts")
     table = [
-        {"what": what, "value": parts[part]["measured"][name], "asked": asked} for part, name, what, asked in ASKED
+        {"what": what, "value": parts[part]["measured"][name], "asked": asked}
+        for part, name, what, asked in ASKED
+        if part in parts
     ]
-    tasks = [task for task in PAPER_TASKS if task in recording.tasks]
-    if not tasks:
-        raise UserError(f"{folder.root}: has no recordings of the paper's tasks, on which the video level is checked")
-    ranking = video_ranking(read_recordings(folder, tasks, (max(recording.sizes),), device), folder, recording.every)
+    ranking = _ranking(folder, recording, device) if "vae" in parts else {}
     for task, auc in ranking.items():
         what = f"video level ranks expert > half-expert > random, {task}, AUC"
         table.append({"what": what, "value": min(auc.values()), "asked": ASKED_AUC})
     result = {"table": table, "ranking": ranking, "parts": parts, "bytes": sizes(folder.root / "tiny")}
     write_json(folder.measured("assets"), result)
-    return [_line(row) for row in table]
+    return [_line(row) for row in table] + [f"MISSING  {part}: build it with --parts {part}" for part in missing]
+
+
+def _ranking(folder: BuildFolder, recording: RecordingConfig, device: torch.device) -> dict[str, dict[str, float]]:
+    tasks = [task for task in PAPER_TASKS if task in recording.tasks]
+    if not tasks:
+        raise UserError(f"{folder.root}: has no recordings of the paper's tasks, on which the video level is checked")
+    return video_ranking(read_recordings(folder, tasks, (max(recording.sizes),), device), folder, recording.every)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -27,17 +27,18 @@ _GLOBAL_SIDES, _LOCAL_SIDES = (0.8, 1.0), (0.4, 0.7)
 _LOCAL_SIZE = 48
 _KOLEO_WEIGHT = 0.1
 _PICTURE_WEIGHT = 10.0
-_UNUSUAL_WEIGHT = 20.0
+_UNUSUAL_WEIGHT, _MOST_UNUSUAL = 2.0, 30.0
 _EMA = 0.996
 _RIDGE = 1e-3
+_NOISE = 0.02  # variance of normalised colours at which a place is as good as still
 _STILL = 1e-3  # metres: what moves less stands still
 
 
 class Learner(nn.Module):
     """Student and teacher, and a small decoder that draws the frame from the student's class token.
 
-    Crops teach the class token to forget where things are; the decoder, whose loss weighs pixels by how far they are
-    from what the task's frames show on average, teaches it to keep that.
+    Crops teach the class token to forget where things are; the decoder, whose loss weighs pixels by how unusual they
+    are for the task's frames, teaches it to keep that.
     """
 
     def __init__(self, vit: Any, size: int) -> None:
@@ -48,14 +49,14 @@ class Learner(nn.Module):
         self.teacher_head = deepcopy(self.head).requires_grad_(False)
         start = size // 8
         self.decoder = nn.Sequential(
-            nn.Linear(dim, 64 * start * start),
-            nn.Unflatten(1, (64, start, start)),
+            nn.Linear(dim, 128 * start * start),
+            nn.Unflatten(1, (128, start, start)),
+            nn.GELU(),
+            nn.ConvTranspose2d(128, 64, 4, 2, 1),
             nn.GELU(),
             nn.ConvTranspose2d(64, 32, 4, 2, 1),
             nn.GELU(),
-            nn.ConvTranspose2d(32, 16, 4, 2, 1),
-            nn.GELU(),
-            nn.ConvTranspose2d(16, 3, 4, 2, 1),
+            nn.ConvTranspose2d(32, 3, 4, 2, 1),
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -71,29 +72,44 @@ class Learner(nn.Module):
         torch._foreach_lerp_(teacher, student, rate)
 
 
-def learner_losses(learner: Learner, pixels: Tensor, usual: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def unusual(pixels: Tensor, usual: Tensor, variance: Tensor) -> Tensor:
+    """(N, 1, S, S) weights of pixels: 1, and more where they are further from their task's mean than is common there.
+
+    Against the variance at each place an object of a few pixels counts as much as the arm, which moves everywhere.
+
+    Args:
+        pixels, usual: (N, 3, S, S) frames and the means of their tasks.
+        variance: (N, 1, S, S) of the task's frames, averaged over the colours.
+    """
+    ratio = (pixels - usual).square().mean(1, keepdim=True) / (variance + _NOISE)
+    return 1 + _UNUSUAL_WEIGHT * ratio.clamp(max=_MOST_UNUSUAL)
+
+
+def learner_losses(
+    learner: Learner, pixels: Tensor, usual: Tensor, variance: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
     """DINO over crops, KoLeo, and the decoder's picture of the whole frame.
 
     Args:
         pixels: (N, 3, S, S) float32, normalised frames.
         usual: (N, 3, S, S) float32, the mean frame of each one's task.
+        variance: (N, 1, S, S) float32, how far each task's frames are from it.
     """
     size = pixels.shape[-1]
-    large = [recoloured(crops(pixels, size, _GLOBAL_SIDES, generator), 0.8, generator) for _ in range(GLOBAL)]
-    small = [recoloured(crops(pixels, _LOCAL_SIZE, _LOCAL_SIDES, generator), 0.8, generator) for _ in range(LOCAL)]
+    seen = recoloured(crops(pixels.repeat(GLOBAL, 1, 1, 1), size, _GLOBAL_SIDES, generator), 0.8, generator)
+    small = recoloured(crops(pixels.repeat(LOCAL, 1, 1, 1), _LOCAL_SIZE, _LOCAL_SIDES, generator), 0.8, generator)
     whole = recoloured(pixels, 0.2, generator)
     with autocast(pixels.device):
-        seen = torch.cat(large)
         with torch.no_grad():
             taught = learner.teacher_head(learner.teacher(pixel_values=seen).pooler_output)
         tokens = learner.vit(pixel_values=torch.cat([seen, whole])).pooler_output
-        local = learner.vit(pixel_values=torch.cat(small)).pooler_output
+        local = learner.vit(pixel_values=small).pooler_output
         scores = learner.head(torch.cat([tokens[: len(seen)], local]))
         drawn = learner.decoder(tokens[len(seen) :]).float()
     targets = torch.stack([sinkhorn(view) for view in taught.unflatten(0, (GLOBAL, -1))])
     dino = dino_loss(scores.unflatten(0, (GLOBAL + LOCAL, -1)), targets)
     koleo = torch.stack([koleo_loss(view) for view in tokens[: len(seen)].unflatten(0, (GLOBAL, -1))]).mean()
-    weight = 1 + _UNUSUAL_WEIGHT * (pixels - usual).abs().mean(1, keepdim=True)
+    weight = unusual(pixels, usual, variance)
     picture = (weight * (drawn - pixels).abs()).sum() / (3 * weight.sum())
     loss = dino + _KOLEO_WEIGHT * koleo + _PICTURE_WEIGHT * picture
     return {"loss": loss, "dino": dino, "koleo": koleo, "picture": picture}
@@ -114,14 +130,15 @@ def train_dino(
     tasks = sorted({episode.task for episode in episodes})
     task_of = torch.cat([torch.full((e.length,), tasks.index(e.task)) for e in episodes]).to(device)
     small, large = min(recordings.frames), max(recordings.frames)
-    usual = _usual(recordings.frames[small], rows, task_of, len(tasks), encoder.format)
+    usual, variance = _usual(recordings.frames[small], rows, task_of, len(tasks), encoder.format)
 
     def losses(generator: torch.Generator, _done: float) -> dict[str, Tensor]:
         picked = torch.randint(len(rows), (batch,), generator=generator, device=device)
         half = batch // 2
         rendered = frames(recordings.frames[small][rows[picked[:half]]], encoder.format, torch.float32)
         reduced = frames(recordings.frames[large][rows[picked[half:]]], encoder.format, torch.float32)
-        return learner_losses(learner, torch.cat([rendered, reduced]), usual[task_of[picked]], generator)
+        own = task_of[picked]
+        return learner_losses(learner, torch.cat([rendered, reduced]), usual[own], variance[own], generator)
 
     trained = train(
         "dino", learner, losses, config, folder.checkpoint("dino"), device=device, after=learner.follow, resume=resume
@@ -132,12 +149,16 @@ def train_dino(
     return trained
 
 
-def _usual(pictures: Tensor, rows: Tensor, task_of: Tensor, tasks: int, picture_format: FrameFormat) -> Tensor:
-    """(tasks, 3, S, S) float32: each task's mean frame, normalised."""
-    means = [
-        frames(pictures[rows[task_of == task][::7]], picture_format, torch.float32).mean(0) for task in range(tasks)
-    ]
-    return torch.stack(means)
+def _usual(
+    pictures: Tensor, rows: Tensor, task_of: Tensor, tasks: int, picture_format: FrameFormat
+) -> tuple[Tensor, Tensor]:
+    """Of each task's normalised frames the mean (tasks, 3, S, S) and the variance (tasks, 1, S, S), float32."""
+    means, variances = [], []
+    for task in range(tasks):
+        shown = frames(pictures[rows[task_of == task][::7]], picture_format, torch.float32)
+        means.append(shown.mean(0))
+        variances.append(shown.var(0, correction=0).mean(0, keepdim=True))
+    return torch.stack(means), torch.stack(variances)
 
 
 @torch.no_grad()

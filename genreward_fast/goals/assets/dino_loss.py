@@ -14,12 +14,22 @@ TEACHER_TEMPERATURE = 0.06
 
 
 class Prototypes(nn.Module):
-    """DINO's head (arXiv 2104.14294): (..., D) class tokens to (..., P) cosines with P prototypes."""
+    """DINO's head (arXiv 2104.14294): (N, D) class tokens to (N, P) cosines with P prototypes.
 
-    def __init__(self, dim: int, prototypes: int = 1024, hidden: int = 512, bottleneck: int = 64) -> None:
+    Frames of one camera have nearly one token in common. The batch's own mean and deviation are taken out of the
+    cosines' vectors, and the prototypes do not learn: else all of them turn to what the tokens have in common, every
+    assignment is 1 / P, and the loss stays at ln P.
+    """
+
+    def __init__(self, dim: int, prototypes: int = 512, hidden: int = 512, bottleneck: int = 64) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
-        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+            nn.BatchNorm1d(bottleneck, affine=False, track_running_stats=False),
+        )
+        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck), requires_grad=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return functional.linear(
@@ -31,7 +41,7 @@ class Prototypes(nn.Module):
 def sinkhorn(scores: Tensor, temperature: float = TEACHER_TEMPERATURE, iterations: int = 3) -> Tensor:
     """(N, P) scores to assignments: rows sum to 1, columns to nearly N / P (SwAV, arXiv 2006.09882)."""
     scaled = scores.float() / temperature
-    weights = (scaled - scaled.max()).exp()
+    weights = (scaled - scaled.amax(1, keepdim=True)).exp()
     for _ in range(iterations):
         weights = weights / weights.sum(0, keepdim=True).clamp_min(1e-12)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)

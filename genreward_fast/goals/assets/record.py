@@ -90,6 +90,7 @@ def _record_task(job: _Job) -> None:
     }
     states = [episode.states[:: config.every].astype(np.float32) for episode in episodes]
     tensors["states"] = np.concatenate(states)
+    tensors["actions"] = np.concatenate([_actions(episode, config.every) for episode in episodes])
     with atomic_path(job.folder.recording(job.task)) as temporary:
         save_file(tensors, temporary, {"task": job.task, "every": str(config.every), "episodes": json.dumps(lines)})
 
@@ -119,6 +120,14 @@ def _episode(config: RecordingConfig, env: MetaWorldEnv, kind: str, number: int)
             env=env,
         )
     return None
+
+
+def _actions(episode: ExpertEpisode, every: int) -> np.ndarray:
+    """(frames, every, 4) float32: what was done from each recorded frame to the next; zeros behind the last one."""
+    frames = len(episode.states[::every])
+    actions = np.zeros((frames, every, episode.actions.shape[1]), np.float32)
+    actions[:-1] = episode.actions[: (frames - 1) * every].reshape(frames - 1, every, -1)
+    return actions
 
 
 def _line(config: RecordingConfig, episode: ExpertEpisode, kind: str, held_out: bool) -> dict[str, Any]:

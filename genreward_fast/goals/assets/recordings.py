@@ -44,11 +44,14 @@ class Recordings:
         frames: size -> (N, size, size, 3) uint8, on the device.
         states: (N, 39) float32 on the device, Meta-World's: the hand is 0:3, the first object 4:7.
         episodes: in the order of their frames.
+        actions: (N, E, 4) float32 in [-1, 1] on the device, the E actions that led from each frame to the episode's
+            next one, zeros at its last frame; None if they were not recorded.
     """
 
     frames: dict[int, Tensor]
     states: Tensor
     episodes: tuple[Episode, ...]
+    actions: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +87,7 @@ def read_recordings(
     """
     frames: dict[int, list[Tensor]] = {size: [] for size in sizes}
     states: list[Tensor] = []
+    actions: list[Tensor] = []
     episodes: list[Episode] = []
     start = 0
     for task in progress(tasks, unit="task", desc="reading data"):
@@ -95,6 +99,8 @@ def read_recordings(
                 for size in sizes:
                     frames[size].append(file.get_tensor(f"frames_{size}").to(device))
                 states.append(file.get_tensor("states").to(device))
+                if "actions" in file.keys():  # noqa: SIM118  # safetensors' handle is no mapping
+                    actions.append(file.get_tensor("actions").to(device))
                 lines = json.loads(file.metadata()["episodes"])
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"{path}: damaged, or no such recording ({error}); delete it and record it again") from None
@@ -102,4 +108,5 @@ def read_recordings(
             episodes.append(Episode(task, line["kind"], line["held_out"], start, line["frames"], line["solved_from"]))
             start += line["frames"]
     joined = {size: torch.cat(parts) for size, parts in frames.items()}
-    return Recordings(joined, torch.cat(states), tuple(episodes))
+    complete = len(actions) == len(tasks) and len({part.shape[1] for part in actions}) == 1
+    return Recordings(joined, torch.cat(states), tuple(episodes), torch.cat(actions) if complete else None)

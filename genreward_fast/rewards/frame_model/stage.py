@@ -49,7 +49,7 @@ class Stage:
 def run_stage(
     stage: Stage, config: FitConfig, identity: dict[str, Any], resumed: dict[str, Any] | None
 ) -> list[list[float]]:
-    """Trains `stage.module` with AdamW for `config.steps` updates.
+    """Trains `stage.module` with AdamW for `config.steps` updates, or until its time is over.
 
     Args:
         identity: what a resumed run must have in common with this one; kept in the checkpoints.
@@ -85,6 +85,7 @@ def run_stage(
     every = -(-config.steps // POINTS)
     warmup = min(WARMUP, -(-config.steps // 10))
     saved = time.monotonic()
+    deadline = saved + 60 * config.minutes
     devices = [config.device] if config.device.type == "cuda" else []
     bar = progress(total=config.steps, initial=step, unit="update", desc=stage.name)
     stage.module.train()
@@ -100,7 +101,8 @@ def run_stage(
             step += 1
             total += loss.detach()
             bar.update()
-            if step % every == 0 or step == config.steps:
+            last = step == config.steps or time.monotonic() >= deadline
+            if step % every == 0 or last:
                 require_finite()
                 mean = total.item() / ((step - 1) % every + 1)
                 losses.append([step, mean])
@@ -113,6 +115,8 @@ def run_stage(
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
+            if last:
+                break
     save()  # what follows may be interrupted, too
     stage.module.eval()
     return losses

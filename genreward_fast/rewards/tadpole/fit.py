@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _SCALING_FRAMES = 256
 
 
 def fit_tadpole(config: FitConfig) -> FitResult:
-    """`config.steps` updates of the autoencoder, then as many of denoiser and text encoder.
+    """`config.steps` updates of the autoencoder, then as many of denoiser and text encoder; less if time is over.
 
     A step's draws depend on the seed and the step alone, so a run that was interrupted and resumed ends with the same
     weights on the same device.
@@ -63,7 +64,7 @@ def fit_tadpole(config: FitConfig) -> FitResult:
 class _Fit:
     """
     Attributes:
-        done: updates made, over both stages.
+        done: updates made, over both stages; those that a stage had no time for count as made.
         losses: of each stage, the mean over its updates since the last checkpoint, each with the stage's step.
     """
 
@@ -79,19 +80,24 @@ class _Fit:
         total = len(STAGES) * self.config.steps
         bar = progress(total=total, initial=self.done, unit="step", desc="tadpole")
         recent: list[Tensor] = []
+        began = time.monotonic()
         with StopSignal() as stop, bar:
             while self.done < total:
                 stage, step = STAGES[self.done // self.config.steps], self.done % self.config.steps
                 recent.append(self._update(stage, step))
-                self.done += 1
-                bar.update()
-                last = step + 1 == self.config.steps
+                late = time.monotonic() - began >= 60 * self.config.minutes
+                made = self.config.steps - step if late else 1
+                self.done += made
+                bar.update(made)
+                last = late or step + 1 == self.config.steps
                 if last or stop.number or (step + 1) % CHECKPOINT_STEPS == 0:
                     loss = self._mean_loss(stage, step, recent)
                     bar.set_postfix({stage: f"{loss:.4f}"})
                     if last and stage == "autoencoder":
                         self._set_scaling()
                     self.save()
+                if last:
+                    began = time.monotonic()
                 if stop.number and self.done < total:
                     message = f"stopped after step {self.done} of {total}; --resume goes on from there"
                     raise Interrupted(stop.number, message)

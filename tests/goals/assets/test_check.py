@@ -52,6 +52,11 @@ def test_the_table_says_what_was_asked_and_what_came_of_it(toy):
     for part in ("vae", "dino", "clip"):
         write_json(folder.measured(part), {"measured": values})
     build_vae("tiny", 0).half().save_pretrained(folder.weights("vae"))
+    clip = folder.measured("clip").rename(folder.root / "clip.json")
+    lines = check(folder, dataclasses.replace(config, sizes=(16,)), CPU)
+    assert "MISSING  clip: build it with --parts clip" in lines
+    assert len(read_json(folder.measured("assets"))["table"]) == len(ASKED) + 1 - 2  # the figures of CLIP
+    clip.rename(folder.measured("clip"))
     lines = check(folder, dataclasses.replace(config, sizes=(16,)), CPU)
     written = read_json(folder.measured("assets"))
     assert len(lines) == len(written["table"]) == len(ASKED) + 1

@@ -2,7 +2,7 @@
 
 import torch
 
-from genreward_fast.goals.assets.dino_loss import STUDENT_TEMPERATURE, dino_loss, koleo_loss, sinkhorn
+from genreward_fast.goals.assets.dino_loss import STUDENT_TEMPERATURE, Prototypes, dino_loss, koleo_loss, sinkhorn
 
 
 def test_assignments_are_balanced():
@@ -31,3 +31,10 @@ def test_koleo_falls_when_directions_spread():
     assert koleo_loss(spread) < koleo_loss(together)
     nearest = (2 - 2 * torch.cos(torch.tensor(torch.pi / 4))).sqrt()
     torch.testing.assert_close(koleo_loss(spread), -nearest.log(), rtol=1e-4, atol=0)
+
+
+def test_assignments_tell_tokens_apart_that_have_nearly_everything_in_common():
+    tokens = torch.randn(32) + 0.01 * torch.randn(256, 32)
+    targets = sinkhorn(Prototypes(32, prototypes=64)(tokens))
+    entropy = -(targets * targets.clamp_min(1e-30).log()).sum(1).mean()
+    assert entropy < 0.8 * torch.tensor(64.0).log()

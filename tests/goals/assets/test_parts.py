@@ -176,12 +176,40 @@ def test_weights_that_are_too_large_are_refused(tmp_path):
 
 def test_clips_are_evenly_spaced_frames_of_episodes_to_train_on(recordings):
     episodes = recordings.chosen(lambda episode: not episode.held_out)
-    clips = vae.draw_clips(recordings, episodes, 8, 9, generator_for(0, 1, CPU))
-    flat = recordings.frames[64]
-    for clip_frames in clips:
+    flat, spans = recordings.frames[64], vae.episode_spans(episodes, CPU)
+    for clip_frames in vae.draw_clips(flat, spans, 8, 9, 64, generator_for(0, 1, CPU)):
         places = [{int(i) for i in (flat == frame).flatten(1).all(1).nonzero()} for frame in clip_frames]
         owners = [e for e in episodes if all(any(e.start <= i < e.start + e.length for i in found) for found in places)]
         assert owners
+
+
+def test_the_crops_of_a_clip_are_one_square():
+    pictures = torch.arange(5 * 6 * 6 * 3).view(5, 6, 6, 3)
+    clips = vae.draw_clips(pictures, torch.tensor([(1, 4)]), 300, 3, 4, generator_for(0, 1, CPU))
+    corners = set()
+    for cropped in clips:
+        place = int(cropped[0, 0, 0, 0]) % (6 * 6 * 3)
+        row, column = divmod(place // 3, 6)
+        numbers = cropped[:, 0, 0, 0].sub(place).div(6 * 6 * 3).long()
+        assert numbers.min() >= 1
+        assert torch.equal(cropped, pictures[numbers, row : row + 4, column : column + 4])
+        corners.add((row, column))
+    assert corners == {(row, column) for row in range(3) for column in range(3)}
+
+
+def test_the_video_autoencoder_goes_from_crops_to_whole_pictures(recordings, tmp_path, monkeypatch):
+    seen = []
+
+    def draw(pictures, spans, batch, length, side, generator):
+        seen.append((batch, side))
+        return draw_clips(pictures, spans, batch, length, side, generator)
+
+    draw_clips = vae.draw_clips
+    monkeypatch.setattr(vae, "draw_clips", draw)
+    monkeypatch.setattr(vae, "CROP", 16)
+    smaller = replace(recordings, frames={32: recordings.frames[64][:, ::2, ::2].contiguous()})
+    vae.train_vae(smaller, BuildFolder(tmp_path), LoopConfig(3), batch=4)
+    assert seen[:3] == [(4, 16), (4, 16), (1, 32)]
 
 
 def test_moving_pixels_are_those_that_change():
@@ -227,6 +255,40 @@ def test_a_probe_recovers_a_linear_map_and_rates_noise_at_zero():
     assert dino.r_squared(dino.fit_probe(features[:300], still[:300]), features[300:], still[300:]) > 0.99
     noise = torch.randn(400, 2, dtype=torch.float64)
     assert dino.r_squared(dino.fit_probe(features[:300], noise[:300]), features[300:], noise[300:]) < 0.3
+
+
+def test_what_is_unusual_at_its_place_weighs_more():
+    usual, variance = torch.zeros(1, 3, 2, 2), torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+    pixels = torch.tensor([[0.3, 0.3], [0.0, 0.0]]).expand(1, 3, 2, 2)
+    weights = dino.unusual(pixels, usual, variance)[0, 0]
+    assert weights[0, 0] > 2 * weights[0, 1] > 2
+    assert weights[1].tolist() == [1, 1]
+
+
+def test_any_cuda_device_is_taken(toy, monkeypatch):
+    """torch.cuda.set_device takes no device without an index."""
+    folder, config = toy
+    chosen = []
+
+    def set_device(device):
+        assert device.index is not None
+        chosen.append(device)
+
+    class Stop(Exception):
+        pass
+
+    def read(*_):
+        raise Stop
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr("torch.backends.cudnn.benchmark", False)
+    monkeypatch.setattr("torch.backends.cudnn.benchmark_limit", 10)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    monkeypatch.setattr("genreward_fast.goals.assets.build.read_recordings", read)
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(Stop):
+            build(folder.root, ["vae"], torch.device(name), recording=config)
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_held_out_tasks_are_never_trained_on():
