@@ -18,8 +18,8 @@ def assets() -> None:
 @click.option("--out", type=FOLDER, required=True, help="Folder of the recordings, checkpoints and weights.")
 @click.option(
     "--parts",
-    type=Choices(["data", "vae", "dino", "clip", "check"]),
-    default="data,vae,dino,clip,check",
+    type=Choices(["data", "vae", "dino", "clip", "generator", "check"]),
+    default="data,vae,dino,clip,generator,check",
     show_default=True,
     help="Which to build, separated by commas. After data, parts can be built side by side on several GPUs.",
 )

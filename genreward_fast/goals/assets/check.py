@@ -43,7 +43,7 @@ def check(folder: BuildFolder, recording: RecordingConfig, device: torch.device)
     Raises:
         UserError: no part has been built, or there are no recordings for the ranking.
     """
-    names = ("vae", "dino", "clip")
+    names = ("vae", "dino", "clip", "generator")
     parts: dict[str, Any] = {
         part: read_json(folder.measured(part)) for part in names if folder.measured(part).is_file()
     }
