@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from genreward_fast.bench import encoder_clip, encoder_dino
 from genreward_fast.bench.encoder_work import SEED, Request, random_frames
-from genreward_fast.bench.timing import median_ms
+from genreward_fast.bench.timing import device_name, median_ms
 from genreward_fast.encoders import architectures, transformer_blocks
 from genreward_fast.encoders.clip import TextImageEncoder
 from genreward_fast.encoders.frozen import FrozenEncoder
@@ -97,9 +97,9 @@ def time_tiles(gated: bool, request: Request, best: dict[bool, Tile]) -> Iterato
 def time_network(
     what: str, encoder: FrozenEncoder, call: Callable[[], Tensor], expected: Tensor, request: Request, best: dict
 ) -> Iterator[Result]:
-    """Both paths of an encoder, as CUDA graphs where there are any."""
+    """Both paths of an encoder as CUDA graphs; off CUDA there is one, run plainly."""
     encoder.graphs = request.place.type == "cuda"
-    for fused in (False, True):
+    for fused in (False, True) if encoder.graphs else (False,):
         with path(fused, best):
             encoder.forget()
             error = relative_rms_error(call(), expected)
@@ -132,14 +132,20 @@ def measure(request: Request) -> Iterator[Result]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; on a CPU both paths are one")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; a CPU has one path alone")
     parser.add_argument("--preset", choices=("paper", "tiny"), default="paper", help="whose architectures")
     parser.add_argument("--seconds", type=float, default=0.3, help="of measuring, per number")
     parser.add_argument("--out", type=Path, help="write the numbers to this file")
     options = parser.parse_args(arguments)
     try:
         request = Request(str(resolve_device(options.device)), options.preset, options.seconds)
-        record: dict[str, Any] = {"dtype": str(request.dtype), "weights": request.note, "results": []}
+        record: dict[str, Any] = {
+            "device": device_name(request.place),
+            "torch": torch.__version__,
+            "dtype": str(request.dtype),
+            "weights": request.note,
+            "results": [],
+        }
         with torch.no_grad():
             for result in measure(request):
                 print(
