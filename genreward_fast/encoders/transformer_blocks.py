@@ -1,8 +1,9 @@
 """Pre-norm transformer blocks that add to one stream in place, in as few launches as their products allow.
 
-A block is nine launches: norm, queries with keys and values, rotation, attention, output, norm, up, activation, down.
-Layer scales are folded into the products. Products that add to the stream leave their biases out: these are the same
-for every token, so the stream holds x minus their sum so far, which each norm adds when it reads.
+A block is nine launches: norm, queries with keys and values, rotation, attention, output, norm, up, activation, down;
+of many rows in half precision, up and activation are one. Layer scales are folded into the products. Products that add
+to the stream leave their biases out: these are the same for every token, so the stream holds x minus their sum so far,
+which each norm adds when it reads.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genreward_fast.kernels.activated_linear import activated_linear
 from genreward_fast.kernels.gated_silu import gated_silu
 from genreward_fast.kernels.layer_norm import layer_norm
 from genreward_fast.kernels.rope import rope
+from genreward_fast.kernels.triton_support import runs_triton
+
+FUSED_ROWS: int | None = 2048
+"""From so many rows on, the activation is part of the product before it: fewer do not fill a GPU with its tiles. With
+None it never is."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine (P, head size / 2) of the angles of the last P tokens."""
@@ -150,8 +157,19 @@ class Block(nn.Module):
         return first
 
     def _feed_forward(self, rows: Tensor) -> None:
-        hidden = self.up(self.norm2(rows))
-        self.down.add_to(rows, gated_silu(hidden) if self.gated else functional.gelu(hidden))
+        normed = self.norm2(rows)
+        if _fuses(normed):
+            activated = activated_linear(normed, self.up.weight, self.up.bias, gated=self.gated)
+        else:
+            hidden = self.up(normed)
+            activated = gated_silu(hidden) if self.gated else functional.gelu(hidden)
+        self.down.add_to(rows, activated)
+
+
+def _fuses(rows: Tensor) -> bool:
+    """Whether these (N, C) go through a product and its activation in one launch."""
+    half = rows.dtype in (torch.bfloat16, torch.float16)
+    return half and FUSED_ROWS is not None and runs_triton(rows) and len(rows) >= FUSED_ROWS
 
 
 class Blocks(nn.ModuleList):

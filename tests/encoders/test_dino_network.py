@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
+from genreward_fast.encoders import transformer_blocks
 from genreward_fast.encoders.dino_network import ClassTokenNetwork
 from genreward_fast.encoders.image import ImageEncoder
 from genreward_fast.kernels.precision import exact_products
@@ -98,6 +99,29 @@ def test_on_triton_is_the_library_s_class_token(name: str) -> None:
     if not INTERPRETED:
         pytest.skip("without TRITON_INTERPRET=1 a CPU has one path alone")
     check(name, 2, 32)
+
+
+@pytest.mark.parametrize("name", ["gated", "plain"])
+def test_on_triton_with_activations_in_their_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not INTERPRETED:
+        pytest.skip("without TRITON_INTERPRET=1 a CPU has one path alone")
+    vit: Any = model(CONFIGS[name] | CALM)
+    pixels, fused, sizes = pictures(2, 32), transformer_blocks.activated_linear, []
+
+    def counted(x: Tensor, *others: Any, **ways: Any) -> Tensor:
+        sizes.append(len(x))
+        return fused(x, *others, **ways)
+
+    monkeypatch.setattr(transformer_blocks, "activated_linear", counted)
+    monkeypatch.setattr(transformer_blocks, "FUSED_ROWS", 3)
+    with torch.no_grad():
+        ours = network(vit, 32, torch.float16)(pixels.half())
+        expected = vit(pixel_values=pixels).pooler_output
+        assert cosine(ours, expected) >= 0.9999
+        assert len(sizes) == 2  # the last block has two rows
+        monkeypatch.setattr(transformer_blocks, "FUSED_ROWS", None)
+        assert cosine(network(vit, 32, torch.float16)(pixels.half()), expected) >= 0.9999
+    assert len(sizes) == 2
 
 
 def test_in_the_interpreter(run_interpreted: Callable[[str, str, float], None]) -> None:

@@ -50,6 +50,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
         ("frame_conv", 2),
         ("layer_norm", 2),
         ("gated_silu", 2),
+        ("activated_linear", 3),
         ("rope", 2),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genreward_fast.kernels import (
+    activated_linear,
     actor_tail,
     column_sums,
     continuation_loss,
@@ -135,6 +136,12 @@ def gates():
 
 
 CASES = {
+    "activated_linear": lambda: activated_linear.activated_linear_reference(
+        draw(3, 4), draw(6, 4), draw(6), gated=True
+    ),
+    "activated_linear_gelu": lambda: activated_linear.activated_linear_reference(
+        draw(3, 4), draw(6, 4), draw(6), gated=False
+    ),
     "actor_tail": one_tail,
     "column_sums": lambda: column_sums.column_sums_reference(draw(5, 3), torch.float64),
     "continuation_loss": lambda: continuation_loss.continuation_loss_reference(draw(5), flags(5), 0.997),
