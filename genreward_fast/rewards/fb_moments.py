@@ -53,20 +53,22 @@ class _RepresentationLoss(torch.autograd.Function):
         heads, rows, size = forward.shape
         others = max(rows - 1, 1)
         pairs = rows * others
-        share = (weight / weight.sum().clamp(min=1)).unsqueeze(-1)  # of each row in the mean over transitions
+        ctx.set_materialize_grads(False)
+        row_share = weight / weight.sum().clamp(min=1)  # in the mean over transitions
+        share = row_share.unsqueeze(-1)
         target = target_forward.mean(0)
         left = torch.cat([forward, (-discount.unsqueeze(-1) * target).expand(heads, -1, -1)], dim=-1)
         right = torch.cat([backward, target_backward], dim=-1)
         moments = right.T @ right
         # Column sums: what the means over all pairs are made of.
-        forward_sum, target_sum, right_sum = forward.mean(0).sum(0), target.sum(0), right.sum(0)
+        forward_sum, target_sum, right_sum = forward.sum((0, 1)), target.sum(0), right.sum(0)
 
         products = (left.reshape(-1, 2 * size) @ moments).view_as(left)  # Σ_j (u·v_j) v_j
         agreement = left * right
         diagonal_error = agreement.sum(-1, keepdim=True)  # u_i·v_i
         squares = (products * left).sum(-1, keepdim=True) - diagonal_error.square()
-        bellman = (share * squares).sum((1, 2)) / others
-        diagonal = (share * agreement[..., :size].sum(-1, keepdim=True)).sum((1, 2))
+        bellman = squares.squeeze(-1) @ row_share / others
+        diagonal = agreement[..., :size].sum(-1) @ row_share
 
         gram_products = backward @ moments[:size, :size]  # Σ_j (b·b_j) b_j
         norms = backward.square().sum(-1, keepdim=True)
@@ -83,7 +85,7 @@ class _RepresentationLoss(torch.autograd.Function):
         backward_gradient = right @ mixed - (without * forward).sum(0) + 4 * ortho * ortho_gradient
         ctx.save_for_backward(forward_gradient, backward_gradient)
 
-        measure = forward_sum.dot(right_sum[:size]) / rows**2
+        measure = forward_sum.dot(right_sum[:size]) / (heads * rows**2)
         target_measure = target_sum.dot(right_sum[size:]) / rows**2
         values = (bellman.mean(), diagonal.mean(), measure, target_measure, orthonormality)
         ctx.mark_non_differentiable(*values)
@@ -91,6 +93,6 @@ class _RepresentationLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         forward_gradient, backward_gradient = ctx.saved_tensors
         return gradient * forward_gradient, gradient * backward_gradient, None, None, None, None, None

@@ -9,6 +9,7 @@ import torch
 from genreward_fast.kernels.precision import exact_products
 from genreward_fast.rewards import fb as fb_module
 from genreward_fast.rewards.fb import ForwardBackward
+from genreward_fast.rewards.fb_networks import scaled_to_sphere
 
 VARIANTS = [
     {},
@@ -151,3 +152,20 @@ def test_gradients_are_those_of_the_cpu(make, pairs, monkeypatch, changes, tf32,
     (expected, numbers), (gradient, others) = found["cpu"], found["cuda"]
     assert float((gradient - expected).norm() / expected.norm()) <= limit
     assert others == {name: pytest.approx(value, rel=limit, abs=limit) for name, value in numbers.items()}
+
+
+def test_scaling_to_the_sphere_is_that_of_the_cpu():
+    vectors = torch.randn(33, 7)
+    vectors[3] = 0
+    vectors[5] *= 1e-8
+    there = vectors.cuda().requires_grad_()
+    here = vectors.clone().requires_grad_()
+    found, expected = scaled_to_sphere(there), scaled_to_sphere(here)
+    assert not found[3].any()
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(33, 7)
+    upstream[3:6] = 0  # so close to 0 the slope itself is beyond float32
+    gradients = [
+        torch.autograd.grad(out, at, upstream.to(out.device))[0].cpu() for out, at in ((found, there), (expected, here))
+    ]
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) <= 1e-5
