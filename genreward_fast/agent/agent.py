@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent import objective
-from genreward_fast.agent.captured import Captured
 from genreward_fast.agent.config import AgentConfig
 from genreward_fast.agent.model import Model
 from genreward_fast.agent.optimizer import LaProp
@@ -21,6 +20,7 @@ from genreward_fast.agent.rows import Rows
 from genreward_fast.agent.rssm import State
 from genreward_fast.agent.sampling import RandomSampler, Sampler
 from genreward_fast.agent.saving import Saving
+from genreward_fast.captured import Captured
 from genreward_fast.types import Batch, Latents
 
 _BATCH_FIELDS = ("image", "action", "reward", "is_first", "is_last", "is_terminal", "deter", "stoch")

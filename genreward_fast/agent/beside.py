@@ -9,9 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-AHEAD = -1
-"""Priority of a stream whose work goes before that of the streams here, which have the lowest."""
-
 
 @functools.cache
 def _stream(name: str, device: torch.device) -> torch.cuda.Stream:

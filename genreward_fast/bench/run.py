@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.agent import AgentConfig
-from genreward_fast.bench import agent, cosine, encoders, env, fb, parallel
+from genreward_fast.bench import agent, cosine, encoders, env, fb, fb_update, parallel
 from genreward_fast.bench.contestant import Spec
 from genreward_fast.bench.encoder_work import Request
 from genreward_fast.config import Overrides, resolve
 from genreward_fast.errors import UserError
 from genreward_fast.training.device import resolve_device
 
-KERNELS = {"fb": fb, "cosine": cosine}
+KERNELS = {"fb": fb, "fb-update": fb_update, "cosine": cosine}
 EVERY = (*KERNELS, *encoders.ENCODERS, "env", "reward", "agent", "train")
 
 

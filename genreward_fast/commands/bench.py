@@ -12,11 +12,11 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, Choices, Sectio
 @click.command(cls=SectionedCommand)
 @click.option(
     "--what",
-    type=Choices(["agent", "vae", "dino", "clip", "fb", "cosine", "env", "reward", "train", "all"]),
+    type=Choices(["agent", "vae", "dino", "clip", "fb", "fb-update", "cosine", "env", "reward", "train", "all"]),
     default="agent",
     show_default=True,
-    help="The agent's updates; encoders; kernels of the reward (fb, cosine); environments; the reward's latency; "
-    "training as a whole. Or several of them, with commas.",
+    help="The agent's updates; encoders; kernels of the reward (fb, cosine) and FB's learning; environments; the "
+    "reward's latency; training as a whole. Or several of them, with commas.",
 )
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @click.option("--seconds", type=float, help="Of measuring, per number.  [default: each benchmark's own]")

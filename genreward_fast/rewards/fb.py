@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genreward_fast.captured import Captured
 from genreward_fast.errors import UserError
 from genreward_fast.kernels.fb_score import FoldedScore, fb_score, fold
+from genreward_fast.kernels.precision import tf32_products
 from genreward_fast.rewards.config import FBConfig
 from genreward_fast.rewards.fb_losses import actor_loss, orthonormality_loss, successor_loss
+from genreward_fast.rewards.fb_moments import representation_loss
 from genreward_fast.rewards.fb_networks import ActorNet, BackwardNet, ForwardNet, scaled_to_sphere
 from genreward_fast.rewards.feature_norm import FeatureNorm
 from genreward_fast.rewards.weight_average import update_average
@@ -32,6 +36,8 @@ class ForwardBackward(nn.Module):
     Each update's noise stays in the weights: scores are computed with an average of them over the updates.
 
     After Touati & Ollivier (2021). Random draws come from a generator of its own; `update` never waits for the device.
+    On CUDA it is one CUDA graph for each batch size (`Captured`), with the networks' products in TF32, and without the
+    matrices over all pairs of rows where the heads are averaged (`fb_moments`).
 
     Attributes:
         goal: (D,) float32, ψ(g).
@@ -47,7 +53,24 @@ class ForwardBackward(nn.Module):
     deviation: Tensor
     updates: Tensor
 
-    def __init__(self, config: FBConfig, goal: Tensor, action_size: int, device: torch.device | str, seed: int = 0):
+    def __init__(
+        self,
+        config: FBConfig,
+        goal: Tensor,
+        action_size: int,
+        device: torch.device | str,
+        seed: int = 0,
+        capture: bool = True,
+    ):
+        """
+        Args:
+            config: hyperparameters.
+            goal: (D,), ψ(g).
+            action_size: A.
+            device: where everything lives.
+            seed: of the weights and of the draws.
+            capture: on CUDA, whether updates run as CUDA graphs.
+        """
         super().__init__()
         self.config = config
         self.action_size = action_size
@@ -78,6 +101,8 @@ class ForwardBackward(nn.Module):
         # On CUDA the step counter lives on the device, so that an update can be captured in a CUDA graph.
         cuda = self.goal.is_cuda
         self._optimizer = torch.optim.Adam([*self._online, *self._actor], lr=config.lr, fused=cuda, capturable=cuda)
+        self._metric_names: list[str] = []
+        self._captured = Captured(self._learn, self.generator) if cuda and capture else None
         self._folded: FoldedScore | None = None
         self.register_load_state_dict_pre_hook(_without_averages)
 
@@ -92,12 +117,31 @@ class ForwardBackward(nn.Module):
         """
         if self.frozen:
             raise RuntimeError("a frozen forward-backward representation does not learn")
-        feature, action, is_first, is_terminal = self._pairs(batch)
+        inputs = self._pairs(batch)
+        (values,) = self._learn(*inputs) if self._captured is None else self._captured(*inputs)
+        self._folded = None
+        return dict(zip(self._metric_names, values.unbind()))
+
+    def _learn(self, feature: Tensor, action: Tensor, is_first: Tensor, is_terminal: Tensor) -> tuple[Tensor]:
+        """All of an update, from (n, 2, ...) rows on the device; the metrics in one tensor."""
+        feature, action = feature.float(), action.float()
         if self.feature_norm is not None:
             self.feature_norm.observe(feature[:, 0])
             feature = self.feature_norm(feature)
         weight = (~is_first[:, 1]).float()
         discount = self.config.gamma * (~is_terminal[:, 1]).float()
+        with tf32_products() if self.goal.is_cuda else nullcontext():
+            metrics = self._take_gradients(feature, action, weight, discount)
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._target, self._online, self.config.tau)
+            self.updates.add_(1)
+            update_average(self._average, self._online, self.updates, self.config.averaging)
+        self._metric_names = list(metrics)
+        return (torch.stack(list(metrics.values())),)
+
+    def _take_gradients(self, feature: Tensor, action: Tensor, weight: Tensor, discount: Tensor) -> dict[str, Tensor]:
+        """The gradient of each network's loss, left in its parameters; metrics without gradient."""
         with torch.no_grad():
             z = self.sample_z(feature[:, 1])
             next_action = action[:, 1] if self.actor is None else self._noisy(self.actor(feature[:, 1], z))
@@ -105,11 +149,7 @@ class ForwardBackward(nn.Module):
             target_backward = self.backward_target(feature[:, 1])
         forward = self.forward_net(feature[:, 0], action[:, 0], z)
         backward = self.backward_net(feature[:, 1])
-        measure_loss, metrics = successor_loss(
-            forward, backward, target_forward, target_backward, discount, self.config.reduce, weight
-        )
-        ortho_loss, ortho_metrics = orthonormality_loss(backward)
-        loss = measure_loss + self.config.ortho * ortho_loss
+        loss, metrics = self._loss(forward, backward, target_forward, target_backward, discount, weight)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.actor is not None:
@@ -117,13 +157,29 @@ class ForwardBackward(nn.Module):
             policy_loss, actor_metrics = actor_loss(policy_forward, z, self.config.reduce)
             policy_loss.backward(inputs=self._actor)
             metrics |= actor_metrics
-        self._optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self._target, self._online, self.config.tau)
-            self.updates.add_(1)
-            update_average(self._average, self._online, self.updates, self.config.averaging)
-        self._folded = None
-        return {"fb/loss": loss.detach(), **metrics, **ortho_metrics}
+        return {"fb/loss": loss.detach(), **metrics}
+
+    def _loss(
+        self,
+        forward: Tensor,
+        backward: Tensor,
+        target_forward: Tensor,
+        target_backward: Tensor,
+        discount: Tensor,
+        weight: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = (forward, backward, target_forward, target_backward, discount)
+        if forward.is_cuda and self.config.reduce == "mean":
+            return representation_loss(*outputs, weight, self.config.ortho)
+        loss, metrics = successor_loss(*outputs, self.config.reduce, weight)
+        ortho_loss, ortho_metrics = orthonormality_loss(backward)
+        return loss + self.config.ortho * ortho_loss, metrics | ortho_metrics
+
+    def _forget_updates(self) -> None:
+        """Frees what the last updates have left in memory: gradients and recorded graphs."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._captured is not None:
+            self._captured.forget()
 
     def sample_z(self, frames: Tensor) -> Tensor:
         """Goal vectors for n rows: (n, D) to (n, d) of norm √d, each with probability `mix` B of a frame.
@@ -181,6 +237,7 @@ class ForwardBackward(nn.Module):
         self.deviation.copy_(deviation)
         self.frozen = True
         self.requires_grad_(False)
+        self._forget_updates()
         return {"fb/raw_mean": self.mean.clone(), "fb/raw_deviation": self.deviation.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -192,6 +249,7 @@ class ForwardBackward(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._forget_updates()  # the optimizer's state becomes other tensors
         # The groups hold this device's settings, not those of the device that the state was saved on.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -208,14 +266,14 @@ class ForwardBackward(nn.Module):
         self._folded = None
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features, actions and flags of a batch on this module's device, in float32."""
+        """Features, actions and flags of a batch on this module's device."""
         if batch.feature is None or batch.feature.shape[1:] != (2, self.feature_dim):
             shape = None if batch.feature is None else tuple(batch.feature.shape)
             raise ValueError(f"FB learns from features (B, 2, {self.feature_dim}), not {shape}")
         device = self.goal.device
         return (
-            batch.feature.to(device, torch.float32),
-            batch.action.to(device, torch.float32),
+            batch.feature.to(device),
+            batch.action.to(device),
             batch.is_first.to(device),
             batch.is_terminal.to(device),
         )

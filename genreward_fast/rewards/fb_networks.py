@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_SMALLEST_SQUARE = 1e-24  # of a vector that is scaled up to norm √d
+
 
 class StackedLinear(nn.Module):
     """K independent linear layers of one shape, applied as one batched product.
@@ -108,4 +110,6 @@ class ActorNet(_Body):
 
 def scaled_to_sphere(vectors: Tensor) -> Tensor:
     """(..., d) scaled to norm √d; zeros stay zeros."""
+    if vectors.is_cuda:  # the same in one launch, and one back
+        return functional.rms_norm(vectors, vectors.shape[-1:], eps=_SMALLEST_SQUARE)
     return functional.normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])

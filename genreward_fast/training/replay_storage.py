@@ -91,7 +91,8 @@ class RowStore:
             expected = (*index.shape, *array.shape[1:])
             if value.shape != expected:
                 raise ValueError(f"{name} must have shape {tuple(expected)}, not {tuple(value.shape)}")
-            value = value.detach().to(self.storage, array.dtype)
+            # A copy to the host has to be waited for.
+            value = value.detach().to(self.storage, array.dtype, non_blocking=self.storage.type == "cuda")
             array.index_copy_(0, index.reshape(-1), value.reshape(-1, *array.shape[1:]))
 
     def scatter_last(self, index: Tensor, rows: dict[str, Tensor]) -> None:

@@ -181,9 +181,11 @@ class Rollout:
         closed = []
         if len(moved):
             assert self._action is not None  # every environment's first row is a reset
-            index = torch.from_numpy(moved)
-            action = self._action[index.to(self._action.device)]
-            closed = self._windows.complete(moved, action, self._env_reward(step)[index])
+            action, env_reward = self._action, self._env_reward(step)
+            if len(begun):
+                index = torch.from_numpy(moved)
+                action, env_reward = action[index.to(action.device, non_blocking=True)], env_reward[index]
+            closed = self._windows.complete(moved, action, env_reward)
         self._windows.begin(begun)
         return closed
 
@@ -199,8 +201,7 @@ class Rollout:
         going_on = np.flatnonzero(~step.is_last.numpy())  # nothing is done on seeing an episode's last frame
         _, for_clips = self._windows.wanted(going_on)
         if len(for_clips):
-            frames = step.frames[spec.clip_size][torch.from_numpy(for_clips)]
-            self._windows.observe_clip_frames(for_clips, frames.to(device))
+            self._windows.observe_clip_frames(for_clips, _copied(step.frames[spec.clip_size], for_clips, device))
         return feature
 
     def _schedule(self, step: EnvStep, rows: np.ndarray, closed: list[ClosedWindows]) -> None:
@@ -236,3 +237,17 @@ class Rollout:
         self.episodes.extend(ended)
         self.episode_count += len(ended)
         return ended
+
+
+def _copied(frames: Tensor, envs: np.ndarray, device: torch.device) -> Tensor:
+    """The frames of `envs` (n,) in a tensor of their own on the device: (N, ...) to (n, ...).
+
+    Out of page-locked memory they are copied without waiting; `begin` waits for the device before the next frames are
+    asked for.
+    """
+    if len(envs) == len(frames):
+        return frames.to(device, non_blocking=True, copy=True)
+    copied = torch.empty((len(envs), *frames.shape[1:]), dtype=frames.dtype, device=device)
+    for target, env in zip(copied, envs):
+        target.copy_(frames[env], non_blocking=True)
+    return copied

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genreward_fast.agent import Agent, AgentConfig, NetworkSize, RandomSampler
-from genreward_fast.agent.captured import Captured, _Graph
+from genreward_fast.captured import Captured, _Graph
 from genreward_fast.types import Batch
 
 SMALL = NetworkSize(deter=64, hidden=32, classes=4, depth=2, units=32, stoch=8)

@@ -2,7 +2,7 @@
 
 import torch
 
-from genreward_fast.agent.captured import Layout
+from genreward_fast.captured import Layout
 
 
 def tensors():

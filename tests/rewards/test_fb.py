@@ -311,7 +311,7 @@ def test_seeds(make):
 def test_on_a_gpu_the_same_update_without_a_synchronisation(fb_config, pairs):
     goal = torch.randn(5, generator=torch.Generator().manual_seed(9))
     config = dataclasses.replace(fb_config, mix=1.0, goal_mix=1.0)  # z without randomness: generators differ
-    here, there = (ForwardBackward(config, goal, 2, device) for device in ("cpu", "cuda"))
+    here, there = (ForwardBackward(config, goal, 2, device, capture=False) for device in ("cpu", "cuda"))
     batch = pairs(32)
     moved = dataclasses.replace(
         batch, **{f.name: v.cuda() for f in dataclasses.fields(batch) if (v := getattr(batch, f.name)) is not None}
@@ -325,4 +325,4 @@ def test_on_a_gpu_the_same_update_without_a_synchronisation(fb_config, pairs):
         torch.cuda.set_sync_debug_mode("default")
     expected = here.update(batch)
     for name, value in expected.items():
-        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4)
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-2, abs=1e-2)  # products in TF32

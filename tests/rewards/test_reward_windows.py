@@ -94,3 +94,27 @@ def test_without_a_window_nothing_is_wanted():
     assert [len(wanted) for wanted in collector.wanted(envs)] == [0, 0]
     assert collector.complete(envs, torch.zeros(2, 1), torch.zeros(2)) == []
     assert collector.row.tolist() == [1, 1]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_same_windows_without_a_wait():
+    here, there = (WindowCollector(spec(4), 3, 2, device) for device in ("cpu", "cuda"))
+    envs = np.arange(3)
+    for row in range(8):
+        features, action, env_reward = torch.randn(3, 1), torch.randn(3, 2), torch.randn(3)
+        frames = torch.randint(0, 256, (3, 2, 2, 3), dtype=torch.uint8)
+        on_device = features.cuda(), frames.cuda(), action.cuda()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            there.observe_features(envs, on_device[0])
+            there.observe_clip_frames(there.wanted(envs)[1], on_device[1])
+            found = there.complete(envs, on_device[2], env_reward)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        here.observe_features(envs, features)
+        here.observe_clip_frames(here.wanted(envs)[1], frames)
+        expected = here.complete(envs, action, env_reward)
+        assert len(found) == len(expected) == (row % 4 == 3)
+        for ours, theirs in zip(found, expected):
+            for name in ("clip", "features", "action", "env_reward"):
+                assert torch.equal(getattr(ours.window, name).cpu(), getattr(theirs.window, name)), name

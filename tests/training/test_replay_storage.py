@@ -58,3 +58,18 @@ def test_rows_in_either_memory_arrive_on_the_gpu(monkeypatch, free):
     assert torch.equal(rows.cpu(), image[index.cpu()])
     store.scatter_last(torch.tensor([[3, 3]]), {"stoch": torch.tensor([[[1] * 32, [2] * 32]], dtype=torch.uint8)})
     assert store.arrays["stoch"][3].cpu().tolist() == [2] * 32
+
+
+@pytest.mark.gpu
+def test_writing_rows_does_not_wait_for_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    store = RowStore(config(image_size=8), "cuda")
+    reward, feature = torch.randn(7), torch.randn(7, 384).half()
+    on_device = feature.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        store.scatter(store.index(torch.arange(7).numpy()), {"reward": reward, "feature": on_device})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(store.arrays["reward"][:7].cpu(), reward)
+    assert torch.equal(store.arrays["feature"][:7].cpu(), feature)

@@ -8,9 +8,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from genreward_fast.agent.beside import AHEAD
-
 Function = Callable[..., tuple[Tensor, ...]]
+
+AHEAD = -1
+"""Priority of the streams that graphs are recorded on: their work goes before that of others, which have the lowest."""
 
 _ALIGN = 16
 
@@ -42,6 +43,15 @@ class Captured:
     def graphs(self) -> int:
         """Graphs recorded so far."""
         return sum(graph is not None for graph in self._graphs.values())
+
+    def forget(self) -> None:
+        """Drops all graphs, whose memory is free for others then; the next call of each shape runs plainly again.
+
+        Needed when the function's state has been replaced by other tensors. Waits for the device.
+        """
+        if self.graphs:
+            torch.cuda.synchronize(self.generator.device)
+        self._graphs.clear()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The function's outputs; later calls leave them as they are.
