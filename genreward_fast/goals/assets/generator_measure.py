@@ -11,19 +11,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from genreward_fast.encoders.image import ImageEncoder, read_dino
+from genreward_fast.encoders.presets import EncoderConfig, load_image_encoder
 from genreward_fast.envs.tasks import describe
 from genreward_fast.files import atomic_path
 from genreward_fast.goals.assets.generator import video_frames
 from genreward_fast.goals.assets.plan import BuildFolder
 from genreward_fast.goals.assets.recordings import Episode, Recordings
 from genreward_fast.goals.assets.vae import to_pixels
+from genreward_fast.goals.generated_goal import SAMPLER
 from genreward_fast.goals.generation import GenerationConfig, VideoGenerator
 from genreward_fast.goals.text_embeddings import TextEmbeddings
 from genreward_fast.goals.video_model import read_pipeline
 
-SAMPLER = GenerationConfig(steps=20, guidance=2.0)
-"""How preset tiny makes its goal videos: a few seconds on a CPU."""
 SHEET = 25
 _PER_TASK = 1
 
@@ -64,7 +63,7 @@ def measure_generator(
     results: dict[str, float] = {"starts": len(chosen)}
     distances = {"nearer_latents": _latent_distances(pipeline.vae, frames)}
     if (folder.weights("dino")).is_dir():
-        dino = ImageEncoder(read_dino(str(folder.weights("dino")))).to(device)
+        dino = load_image_encoder(EncoderConfig(preset="tiny", dino=str(folder.weights("dino"))), device)
         distances["nearer"] = _distances(torch.stack([dino(frames[:, place]) for place in range(3)], 1).flatten(2))
     else:
         distances["nearer"] = distances["nearer_latents"]
