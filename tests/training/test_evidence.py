@@ -1,16 +1,21 @@
 """What is kept of sweeps: figures of finished and unfinished runs, a picture, and a row of a table."""
 
 import json
+import os
 import runpy
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from genreward_fast.agent.config import AgentConfig
+from genreward_fast.commands.sweep import sweep as sweep_command
 from genreward_fast.commands.train import train_settings
 from genreward_fast.errors import UserError
 from genreward_fast.training.sweep.folder import SweepFolder
-from genreward_fast.training.sweep.grid import Grid, trials_of
+from genreward_fast.training.sweep.grid import Grid, parse_grid, trials_of
+from genreward_fast.training.sweep.machines import Resources
 from genreward_fast.training.sweep.state import Record, SweepState
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -112,3 +117,49 @@ def test_the_mean_of_seeds_ends_where_the_shortest_does(script):
     assert steps.tolist() == [0, 10, 12]
     assert values == pytest.approx([0, 0.75, 0.8])
     assert len(script["mean_curve"]([curve((0, None)), []], "success")[0]) == 0
+
+
+def test_a_part_of_the_grid_asks_for_what_the_page_says(tmp_path):
+    """The script with a `genreward` and a `python` that only note what they are called with."""
+    for program in ("genreward", "python"):
+        (tmp_path / program).write_text(f'#!/bin/sh\nfor word in {program} "$@"; do echo "$word"; done >> "$NOTES"\n')
+        (tmp_path / program).chmod(0o755)
+    notes = tmp_path / "notes"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes)}
+    script = BENCHMARKS / "training" / "grid_a.sh"
+    subprocess.run(["sh", str(script), "reach", "2"], cwd=tmp_path, env=environment, check=True)
+    words = notes.read_text().split("\n")[:-1]
+    call, evidence = words[: words.index("python")], words[words.index("python") :]
+    assert evidence[2:] == ["sweeps/grid_a-reach-2", "--name", "grid_a-reach-2", "--results", "evidence"]
+    options = sweep_command.make_context("sweep", call[2:]).params
+    assert (options["local"], options["limit"], options["out"]) == (True, 500.0, Path("sweeps/grid_a-reach-2"))
+    grid = {name: options[name] for name in ("tasks", "rewards", "env_rewards", "seeds", "goals")}
+    trials = trials_of(Grid(**parse_grid(flags=options["train_flags"], **grid)), train_settings)
+    assert len(trials) == Resources(options["gpus_per_trial"], options["cpus_per_trial"]).fit({"GPU": 2, "CPU": 32})
+    assert [(t.task, t.seed, t.env_reward, t.reward) for t in trials] == [
+        ("reach", 2, "dense", "none"), ("reach", 2, "sparse", "none"), ("reach", 2, "sparse", "genreward"),
+        ("reach", 2, "sparse", "genreward:no-video"), ("reach", 2, "sparse", "genreward:no-fb"),
+        ("reach", 2, "dense", "genreward"),
+    ]  # fmt: skip
+    published = AgentConfig()
+    for trial in trials:
+        agent, train = trial.config.agent, trial.config.train
+        assert agent == published
+        assert (trial.config.encoders.preset, train.steps, trial.config.reward.fb_steps) == ("tiny", 50_000, 15_000)
+        assert train.eval_episodes % train.envs == 0
+        assert train.replay_capacity >= train.steps
+
+    (tmp_path / "sweeps" / "grid_a-reach-2").mkdir(parents=True)
+    (tmp_path / "sweeps" / "grid_a-reach-2" / "sweep.json").touch()
+    notes.unlink()
+    subprocess.run(["sh", str(script), "reach", "2"], cwd=tmp_path, env=environment, check=True)
+    assert "--resume" in notes.read_text().split("\n")
+
+
+def test_its_row_of_the_table(script, sweep):
+    table = runpy.run_path(str(BENCHMARKS / "readme_tables.py"))
+    result = script["collect"]([sweep()])
+    assert table["evidence_rows"](result) == [
+        ["reach", "dense", "0, 1", "300 of 6000", "75 (53 to 89, n = 20)", "5", "9", "a GPU, not said",
+         "untrained encoders"]
+    ]  # fmt: skip
