@@ -34,6 +34,23 @@ def machines():
         yield local
 
 
+@pytest.fixture
+def pass_limit(monkeypatch):
+    """Lets a limit of 900 seconds be over as soon as all these runs have come to a step."""
+
+    def arrange(runs, step):
+        short = [RunProgress(run) for run in runs]
+
+        def clock():
+            while short and short[-1].read().step >= step:
+                short.pop()
+            return time.monotonic() + (0 if short else 1000)
+
+        monkeypatch.setattr(schedule_module, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
+
+    return arrange
+
+
 def test_a_grid_with_a_killed_trial_ends_as_one_without(make_schedule, tmp_path, expected_sum, capsys):
     schedule = make_schedule({"0": {"kill_at": 12}, "1": {"exit": 2}}, **GRID)
     assert schedule.run() == End()
@@ -44,14 +61,9 @@ def test_a_grid_with_a_killed_trial_ends_as_one_without(make_schedule, tmp_path,
     assert "reach-dense-none-seed0: killed by SIGKILL" in capsys.readouterr().err
 
 
-def test_at_the_limit_all_stop_with_a_checkpoint_and_go_on_later(make_schedule, tmp_path, expected_sum, monkeypatch):
+def test_at_the_limit_all_stop_with_a_checkpoint_and_go_on_later(make_schedule, tmp_path, expected_sum, pass_limit):
     folder = SweepFolder(tmp_path / "sweep")
-    running = [RunProgress(folder.run(f"reach-dense-none-seed{seed}")) for seed in (0, 1)]
-
-    def clock():  # which passes the limit as soon as both trials have begun
-        return time.monotonic() + 1000 * all(progress.read().step > 2 for progress in running)
-
-    monkeypatch.setattr(schedule_module, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
+    pass_limit([folder.run(f"reach-dense-none-seed{seed}") for seed in (0, 1)], step=3)
     first = make_schedule({seed: {"pause": 0.3} for seed in "01"}, limit=900.0, **GRID)
     assert first.run() == End(at_limit=True)
     kept = SweepState.load(folder).trials
@@ -61,7 +73,6 @@ def test_at_the_limit_all_stop_with_a_checkpoint_and_go_on_later(make_schedule, 
     stopped_at = read_json(folder.run("reach-dense-none-seed0").path / "checkpoint.json")["step"]
     assert 2 < stopped_at < 30
 
-    monkeypatch.undo()
     assert make_schedule(limit=600.0, **GRID).run() == End()
     for seed in GRID["seeds"]:
         summary = read_json(folder.run(f"reach-dense-none-seed{seed}").summary)
@@ -166,6 +177,27 @@ def test_the_command_trains_without_ray_and_rich(tmp_path):
     assert "1 of 1 trials are finished" in done.stdout
     assert "reach-dense-none-seed0: started" in done.stderr.splitlines()
     assert json.loads(SweepFolder(out).run("reach-dense-none-seed0").summary.read_text())["env_steps"] == 60
+
+
+@pytest.mark.slow
+def test_real_trials_stop_at_the_limit_and_go_on(tmp_path, capsys, pass_limit):
+    out = tmp_path / "sweep"
+    folder, names = SweepFolder(out), [f"reach-dense-none-seed{seed}" for seed in (0, 1)]
+    grid = ["--tasks", "reach", "--rewards", "none", "--seeds", "0,1", "--cpus-per-trial", "1"]
+    local = ["--local", "--gpus", "0", "--out", str(out)]
+    pass_limit([folder.run(name) for name in names], step=32)
+    assert main(["sweep", *grid, *local, "--limit", "900", "--", *SMALL[:-1], "400"]) == 0
+    assert "0 of 2 trials are finished" in capsys.readouterr().out
+    for name, record in SweepState.load(folder).trials.items():
+        assert (record.state, record.reason) == ("waiting", "stopped at the --limit")
+        assert folder.run(name).checkpoint.exists()
+
+    assert main(["sweep", "--resume", *local]) == 0
+    for name in names:
+        assert read_json(folder.run(name).summary)["env_steps"] == 400
+        log = folder.log(name).read_text().splitlines()
+        (resumed,) = [line for line in log if line.startswith("resuming at step ")]
+        assert int(resumed.split()[3].rstrip(":")) >= 32
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "nan"])
