@@ -1,6 +1,6 @@
 """Keeps what the runs of sweeps have shown so far: a small JSON file and a picture, without checkpoints and replays.
 
-    python benchmarks/training/evidence.py sweeps/parts --name grid_a
+    python benchmarks/training/evidence.py sweeps/grid_a-reach-0 --name grid_a-reach-0 --here
 
 Reads run folders, finished or not and even while they are being written, and writes NAME.json and NAME.png into
 benchmarks/results/learning/. A file that an earlier call has written may stand among the folders: its trials are taken
@@ -22,6 +22,7 @@ import numpy as np
 from genreward_fast.bench.timing import code_version
 from genreward_fast.errors import UserError
 from genreward_fast.files import atomic_path, read_json, write_json
+from genreward_fast.training.device import describe_device, resolve_device
 from genreward_fast.training.report.methods import by_method
 from genreward_fast.training.report.runs import Run, read_runs
 from genreward_fast.training.sweep.folder import SweepFolder
@@ -38,7 +39,7 @@ def collect(sources: Sequence[Path], device: str | None = None) -> dict[str, Any
 
     Args:
         sources: folders of sweeps or runs, and JSON files of earlier calls.
-        device: what runs that have not ended are on; the others say it themselves.
+        device: what runs that have not ended are on, if it is known; the others say it themselves.
 
     Raises:
         UserError: a source is missing or damaged, or two of them hold the same trial.
@@ -59,7 +60,9 @@ def collect(sources: Sequence[Path], device: str | None = None) -> dict[str, Any
     known = {run.folder.path.resolve(): run for run in runs}
     records = {}
     for folder, state in states.items():
-        grids += [grid for grid in [asdict(state.grid)] if grid not in grids]
+        grid = asdict(state.grid)
+        grid["goals"] = grid["goals"] and Path(grid["goals"]).name  # where it lies is this machine's own
+        grids += [grid] if grid not in grids else []
         for name, record in state.trials.items():
             path = folder.run(name).path.resolve()
             records[path] = record
@@ -69,8 +72,8 @@ def collect(sources: Sequence[Path], device: str | None = None) -> dict[str, Any
         for run in its:
             record = records.get(run.folder.path.resolve())
             state = record.state if record is not None else "finished" if run.summary else "unfinished"
-            attempts = record.attempts if record is not None else 1
-            trials.append(trial_of(run, cell, device) | {"state": state, "attempts": attempts})
+            fared = {"attempts": record.attempts, "reason": record.reason} if record is not None else {}
+            trials.append(trial_of(run, cell, device) | {"state": state} | fared)
     seen = set()
     for trial in trials:
         key = (trial["task"], trial["cell"], trial["seed"])
@@ -175,14 +178,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sources", nargs="+", type=Path, help="folders of sweeps or runs, NAME.json of earlier calls")
     parser.add_argument("--name", required=True, help="of the files that are written")
-    parser.add_argument("--device", help="what runs that have not ended are on  [default: not said]")
+    parser.add_argument("--here", action="store_true", help="runs that have not ended are on this machine's device")
     parser.add_argument(
         "--commit", default=code_version(Path(__file__).parent), help="whose code it is  [default: this checkout's]"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON and the PNG")
     options = parser.parse_args(arguments)
     try:
-        found = collect(options.sources, options.device)
+        device = describe_device(resolve_device("auto")) if options.here else None
+        found = collect(options.sources, device)
     except UserError as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 2

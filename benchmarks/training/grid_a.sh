@@ -22,4 +22,4 @@ else
     --train-ratio 256 --prefill 2500 --steps "${STEPS:-50000}" --fb-steps 15000 --replay-capacity 60000 \
     --envs 10 --eval-every 10000 --eval-episodes 10 --log-every 50 --checkpoint-minutes 4
 fi
-python benchmarks/training/evidence.py "$out" --name "$name" --results "${PARTS:-evidence}"
+python benchmarks/training/evidence.py "$out" --name "$name" --results "${PARTS:-evidence}" --here

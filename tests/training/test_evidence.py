@@ -13,6 +13,7 @@ from genreward_fast.agent.config import AgentConfig
 from genreward_fast.commands.sweep import sweep as sweep_command
 from genreward_fast.commands.train import train_settings
 from genreward_fast.errors import UserError
+from genreward_fast.training.device import describe_device, resolve_device
 from genreward_fast.training.sweep.folder import SweepFolder
 from genreward_fast.training.sweep.grid import Grid, parse_grid, trials_of
 from genreward_fast.training.sweep.machines import Resources
@@ -72,6 +73,7 @@ def test_what_is_kept(script, sweep, tmp_path, capsys):
     }  # fmt: skip
     assert (first["seconds"], first["steps/s"], first["device"], first["updates"]) == (40.0, 7.5, "a GPU", 15.0)
     assert (second["seconds"], second["steps/s"], second["device"], second["state"]) == (30.0, 10.0, None, "waiting")
+    assert (first["reason"], second["reason"]) == ("", "stopped at the --limit")
     assert (first["notes"], second["goal"]) == (["untrained encoders"], {"source": "expert", "seed": 1})
     assert first["curve"][0] == {"step": 100, "success": pytest.approx(1 / 3), "return": pytest.approx(7 / 3)}
     assert second["final"] == {"step": 300, "episodes": 10.0, "success": 0.5, "success_low": 0.25, "success_high": 1.0,
@@ -89,14 +91,27 @@ def test_long_curves_keep_their_ends(script, sweep):
 
 def test_parts_of_a_grid_come_together_once(script, sweep, tmp_path):
     first, second = sweep("first"), sweep("second", seeds=(3, 4, 5))
-    script["main"]([str(first), "--name", "first", "--results", str(tmp_path), "--device", "another GPU"])
+    script["main"]([str(first), "--name", "first", "--results", str(tmp_path), "--here"])
+    here = describe_device(resolve_device("auto"))
     both = script["collect"]([tmp_path / "first.json", second])
     assert [trial["seed"] for trial in both["trials"]] == [0, 1, 3, 4]
-    assert [trial["device"] for trial in both["trials"]] == ["a GPU", "another GPU", "a GPU", None]
+    assert [trial["device"] for trial in both["trials"]] == ["a GPU", here, "a GPU", None]
     assert both["not started"] == ["reach-dense-none-seed2", "reach-dense-none-seed5"]
     assert [grid["seeds"][0] for grid in both["grids"]] == [0, 3]
     with pytest.raises(UserError, match="reach, dense, seed 0: twice"):
         script["collect"]([tmp_path / "first.json", first])
+
+
+def test_runs_without_a_sweep_and_where_goals_lie(script, sweep):
+    folder = sweep()
+    trials = script["collect"]([folder / "runs"])["trials"]
+    assert [(trial["seed"], trial["state"], "attempts" in trial) for trial in trials] == [
+        (0, "finished", False), (1, "unfinished", False),
+    ]  # fmt: skip
+    state = json.loads((folder / "sweep.json").read_text())
+    state["grid"]["goals"] = "/somebody/goals"
+    (folder / "sweep.json").write_text(json.dumps(state))
+    assert [grid["goals"] for grid in script["collect"]([folder])["grids"]] == ["goals"]
 
 
 def test_bad_sources(script, tmp_path, capsys):
@@ -130,7 +145,7 @@ def test_a_part_of_the_grid_asks_for_what_the_page_says(tmp_path):
     subprocess.run(["sh", str(script), "reach", "2"], cwd=tmp_path, env=environment, check=True)
     words = notes.read_text().split("\n")[:-1]
     call, evidence = words[: words.index("python")], words[words.index("python") :]
-    assert evidence[2:] == ["sweeps/grid_a-reach-2", "--name", "grid_a-reach-2", "--results", "evidence"]
+    assert evidence[2:] == ["sweeps/grid_a-reach-2", "--name", "grid_a-reach-2", "--results", "evidence", "--here"]
     options = sweep_command.make_context("sweep", call[2:]).params
     assert (options["local"], options["limit"], options["out"]) == (True, 500.0, Path("sweeps/grid_a-reach-2"))
     grid = {name: options[name] for name in ("tasks", "rewards", "env_rewards", "seeds", "goals")}

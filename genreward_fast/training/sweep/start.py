@@ -41,7 +41,7 @@ class SweepResult:
         lines = [f"{finished} of {len(self.state.trials)} trials are finished, in {self.folder.path / 'runs'}"]
         for name, record in self.failed.items():
             lines.append(f"failed: {name}: {record.reason} (see {self.folder.log(name)})")
-        if self.at_limit:
+        if self.at_limit and self.state.count("waiting"):
             lines.append(f"the --limit is reached; go on: genreward sweep --resume --out {self.folder.path}")
         elif self.failed:
             lines.append(f"try them again: genreward sweep --resume --out {self.folder.path}")
