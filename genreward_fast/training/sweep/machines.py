@@ -39,13 +39,13 @@ class Attempt:
     started: bool = field(default=False, kw_only=True)
 
 
-A = TypeVar("A", bound=Attempt)
+AttemptT = TypeVar("AttemptT", bound=Attempt)
 
 
-class Machines(ABC, Generic[A]):
+class Machines(ABC, Generic[AttemptT]):
     """Where trials run. Leaving it as a context manager ends what it started."""
 
-    def __enter__(self) -> Machines[A]:
+    def __enter__(self) -> Machines[AttemptT]:
         return self
 
     @abstractmethod
@@ -71,11 +71,11 @@ class Machines(ABC, Generic[A]):
         """
 
     @abstractmethod
-    def start(self, job: Job, resources: Resources) -> A:
+    def start(self, job: Job, resources: Resources) -> AttemptT:
         """Asks for a place for the job; it begins as soon as there is one."""
 
     @abstractmethod
-    def wait(self, attempts: Iterable[A], seconds: float) -> list[tuple[A, Outcome]]:
+    def wait(self, attempts: Iterable[AttemptT], seconds: float) -> list[tuple[AttemptT, Outcome]]:
         """Those that end within this time, as soon as one does; says of the others whether they have started.
 
         Raises:
@@ -83,9 +83,9 @@ class Machines(ABC, Generic[A]):
         """
 
     @abstractmethod
-    def stop(self, attempt: A) -> None:
+    def stop(self, attempt: AttemptT) -> None:
         """Asks a trial to end with a checkpoint."""
 
     @abstractmethod
-    def kill(self, attempt: A) -> None:
+    def kill(self, attempt: AttemptT) -> None:
         """Gives the attempt's place back; a process that is still there ends."""
