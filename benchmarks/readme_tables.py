@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.files import atomic_path
+from genreward_fast.training.statistics import wilson_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -381,6 +382,52 @@ def aucs(figures: dict[str, Any]) -> str:
     return " / ".join(f"{figures[name]:.2f}" for name in ("expert_over_random", "expert_over_half", "half_over_random"))
 
 
+def evidence_table() -> str:
+    """Each grid of runs: its picture, and a row for each task and cell."""
+    found = [(name, result, evidence_rows(result)) for name, result in read("learning/*.json")]
+    header = ["cell", "seeds", "steps", "success, % (95%)", "return", "steps/s", "device", "notes"]
+    parts = []
+    for name, result, body in found:
+        picture = f"../benchmarks/results/learning/{Path(name).with_suffix('.png')}"
+        said = f"{result['when']}, commit `{result['commit']}`, `{name}`"
+        table = rows([f"**{result['name']}**: task", *header], body)
+        parts.append(f"![success over steps]({picture})\n\n{table}\n\n{said}")
+    return "\n\n".join(parts) or "Not run yet."
+
+
+def evidence_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A row for each task and cell, with the last evaluation of every seed; episodes of all seeds are pooled."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for trial in result["trials"]:
+        groups.setdefault((trial["task"], trial["cell"]), []).append(trial)
+    return [[task, cell, *evidence_cells(trials)] for (task, cell), trials in groups.items()]
+
+
+def evidence_cells(trials: list[dict[str, Any]]) -> list[str]:
+    finals = [trial["final"] for trial in trials if trial["final"]]
+    steps = sorted({trial["steps"] for trial in trials})
+    asked = max(trial["steps asked"] for trial in trials)
+    span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    rated = [final for final in finals if final["success"] is not None]
+    success = ""
+    if rated:
+        count = round(sum(final["episodes"] for final in rated))
+        hits = round(sum(final["episodes"] * final["success"] for final in rated))
+        low, high = wilson_interval(hits, count)
+        success = f"{100 * hits / count:.0f} ({100 * low:.0f} to {100 * high:.0f}, n = {count})"
+    returns = [final["return_mean"] for final in finals]
+    speeds = [trial["steps/s"] for trial in trials if trial["steps/s"]]
+    return [
+        ", ".join(str(trial["seed"]) for trial in trials),
+        span if steps[0] >= asked else f"{span} of {asked}",
+        success,
+        f"{sum(returns) / len(returns):.0f}" if returns else "",
+        f"{sum(speeds) / len(speeds):.0f}" if speeds else "",
+        ", ".join(dict.fromkeys(trial["device"] or "not said" for trial in trials)),
+        ", ".join(dict.fromkeys(note for trial in trials for note in trial["notes"])),
+    ]
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -397,6 +444,7 @@ PAGES = {
     "docs/assets.md": {"assets": assets_table},
     "docs/cost_of_the_reward.md": {"latency": latency_table, "cost": cost_table},
     "docs/rewards/signal.md": {"signal": signal_table},
+    "docs/evidence.md": {"evidence": evidence_table},
 }
 
 

@@ -84,6 +84,8 @@ class Overrides:
     size: str | None = None
     batch_size: int | None = None
     batch_length: int | None = None
+    lr: float | None = None
+    warmup: int | None = None
     dtype: str | None = None
 
     reward: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -141,6 +142,10 @@ class AgentConfig:
             raise UserError(f"agent batch_length is {self.batch_length}; it must be at least 2")
         if self.bins < 3 or self.bins % 2 == 0:
             raise UserError(f"agent bins is {self.bins}; it must be an odd number, at least 3")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"agent lr is {self.lr}; it must be a number above 0")
+        if self.warmup < 0:
+            raise UserError(f"agent warmup is {self.warmup}; it must not be negative")
         sizes = self.sizes
         if sizes.deter % sizes.blocks or 64 * sizes.depth % sizes.blocks:
             raise UserError(f"agent network {sizes}: deter and 64 * depth must be multiples of blocks")

@@ -78,6 +78,8 @@ DEFAULT_PRESET = "tiny"
 @click.option("--size", help="tiny, 12M, 25M, 50M, 100M, 200M or 400M.")
 @click.option("--batch-size", type=int, help="Sequences in an update.")
 @click.option("--batch-length", type=int, help="Rows in each of them.")
+@click.option("--lr", type=float, help="Learning rate of the agent.")
+@click.option("--warmup", type=int, help="Updates over which it rises from 0.")
 @click.option("--train-ratio", type=float, help="Rows replayed per environment step.")
 @click.option("--prefill", type=int, help="Steps of random actions at the start.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Of the agent's computation.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genreward_fast.errors import UserError
+from genreward_fast.goals.approximation import APPROXIMATIONS, approximate
 from genreward_fast.goals.video_model import Pipeline, explaining_out_of_memory
 
 ATTENTION = {
@@ -37,6 +38,9 @@ class GenerationConfig:
         attention: which of PyTorch's attentions computes: auto, cudnn, flash, efficient or math. The same up to
             rounding.
         compile: compile the transformer's block once, for all layers. The same up to rounding.
+        approximate: none or first-block (`goals/approximation.py`). It changes the videos.
+        threshold: of the approximation; the higher, the more steps are skipped, and 0 skips none. It judges all
+            videos of a batch together, so that a candidate depends on its batch.
 
     Raises:
         UserError: a value that makes no sense.
@@ -52,6 +56,8 @@ class GenerationConfig:
     batch: int = 1
     attention: str = "auto"
     compile: bool = False
+    approximate: str = "none"
+    threshold: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("steps", "candidates", "batch", "frames", "height", "width"):
@@ -62,6 +68,10 @@ class GenerationConfig:
             raise UserError(f"--seed {self.seed}, --guidance {self.guidance}: must not be negative")
         if self.attention not in ATTENTION:
             raise UserError(f"--attention {self.attention}: use one of {', '.join(ATTENTION)}")
+        if self.approximate not in APPROXIMATIONS:
+            raise UserError(f"--approximate {self.approximate}: use one of {', '.join(APPROXIMATIONS)}")
+        if not self.threshold >= 0:
+            raise UserError(f"--threshold {self.threshold}: must not be negative")
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class VideoGenerator:
     def __init__(self, pipeline: Pipeline, config: GenerationConfig) -> None:
         """
         Args:
-            pipeline: on its device; its text encoder is not used. Compiling changes its transformer.
+            pipeline: on its device; its text encoder is not used. Compiling and approximating change its transformer.
 
         Raises:
             UserError: the model cannot make videos of that size, or not in so many steps.
@@ -115,7 +125,9 @@ class VideoGenerator:
             raise UserError(f"--steps {config.steps}: the model's schedule has {most}")
         if config.compile:
             for block in pipeline.transformer.transformer_blocks:
-                block.compile(fullgraph=True)
+                # The forward, not the module: an approximation's hooks stand around it and cannot be compiled.
+                block.forward = torch.compile(block.forward, fullgraph=True)
+        approximate(pipeline.transformer, config.approximate, config.threshold)
 
     def generate(
         self, image: Tensor, text: Tensor, empty_text: Tensor, seed: int | None = None
@@ -151,6 +163,8 @@ class VideoGenerator:
             name: value.to(transformer.device, transformer.dtype).expand(count, -1, -1)
             for name, value in embeddings.items()
         }
+        if transformer.is_cache_enabled:
+            transformer._reset_stateful_cache()  # or the first step would be compared with the last video's
         with attention(config.attention):
             frames = self.pipeline(
                 [first] * count,

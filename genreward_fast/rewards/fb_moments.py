@@ -70,19 +70,20 @@ class _RepresentationLoss(torch.autograd.Function):
         bellman = squares.squeeze(-1) @ row_share / others
         diagonal = agreement[..., :size].sum(-1) @ row_share
 
-        gram_products = backward @ moments[:size, :size]  # Σ_j (b·b_j) b_j
+        covariance = moments[:size, :size]  # BᵀB, whose squares add up to those of BBᵀ
         norms = backward.square().sum(-1, keepdim=True)
-        gram_squares = (gram_products * backward).sum(-1, keepdim=True) - norms.square()
-        orthonormality = gram_squares.sum() / pairs - 2 * norms.mean()
-        loss = 0.5 * bellman.sum() - diagonal.sum() + ortho * orthonormality
+        orthonormality = (covariance.square().sum() - norms.square().sum()) / pairs - 2 * norms.mean()
+        loss = (0.5 * bellman - diagonal).sum() + ortho * orthonormality
 
         pair_share = share / others
         without = pair_share * diagonal_error + share  # what row i's own column adds and the diagonal takes away
         scaled = pair_share * forward
         mixed = left.reshape(-1, 2 * size).T @ scaled.reshape(-1, size)  # Σ_k Σ_i u_kiᵀ f_ki
-        forward_gradient = pair_share * products[..., :size] - without * backward
-        ortho_gradient = (gram_products - norms * backward) / pairs - backward / rows
-        backward_gradient = right @ mixed - (without * forward).sum(0) + 4 * ortho * ortho_gradient
+        forward_gradient = torch.addcmul(pair_share * products[..., :size], without, backward, value=-1)
+        # That of the orthonormality is 4 Σ_j (b·b_j) b_j / pairs, less each row's own part: one product for both sums.
+        mixed[:size].add_(covariance, alpha=4 * ortho / pairs)
+        own = norms * (4 * ortho / pairs) + 4 * ortho / rows
+        backward_gradient = torch.addcmul(right @ mixed - (without * forward).sum(0), own, backward, value=-1)
         ctx.save_for_backward(forward_gradient, backward_gradient)
 
         measure = forward_sum.dot(right_sum[:size]) / (heads * rows**2)

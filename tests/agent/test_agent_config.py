@@ -46,6 +46,9 @@ def test_unknown_size_lists_the_known_ones():
     [
         {"dtype": "float16"},
         {"batch_length": 1},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"warmup": -1},
         {"imagination": 0},
         {"context": 0},
         {"bins": 254},

@@ -29,7 +29,7 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("shape", [(2, 33, 7), (1, 2, 3), (3, 65, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 33, 7), (1, 9, 3), (3, 65, 16)], ids=str)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
 def test_loss_and_gradients(shape, dtype, limit):
     outputs = make_outputs(*shape, dtype)

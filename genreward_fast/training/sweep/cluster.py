@@ -13,45 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from genreward_fast.errors import RunFailed, UserError, first_line
+from genreward_fast.training.sweep.machines import LOST, Attempt, Machines, Resources
 from genreward_fast.training.sweep.trial import Job, Outcome, TrialProcess, sees
-
-LOST = 1
-"""Status of a trial whose watcher died: with its machine, or by Ray for want of memory."""
 
 _STORE_BYTES = 100 * 2**20  # nothing but outcomes goes through Ray's object store
 _PORT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 _NODE_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What each trial gets: GPUs or a fraction of one, and CPU cores."""
-
-    gpus: float
-    cpus: float
-
-    def fit(self, machine: dict[str, float]) -> int:
-        """How many trials a machine with these resources runs at once."""
-        fits = [int(machine.get("CPU", 0) / self.cpus + 1e-6)] if self.cpus else []
-        if self.gpus >= 1:
-            fits.append(int(machine.get("GPU", 0) / self.gpus + 1e-6))
-        elif self.gpus > 0:
-            fits.append(int(machine.get("GPU", 0)) * int(1 / self.gpus + 1e-6))
-        return min(fits, default=0)
-
-
 @dataclass
-class Attempt:
-    """A process of a trial, on its way or running."""
+class RayAttempt(Attempt):
+    """`actor`: who watches the trial; `ready`, `outcome`: references to what it answers."""
 
-    job: Job
     actor: Any
     ready: Any
     outcome: Any
-    started: bool = False
 
 
-class Cluster:
+class Cluster(Machines[RayAttempt]):
     """A Ray of this machine's own, or one that is running. Leaving it as a context manager ends what it started.
 
     Args:
@@ -74,9 +53,6 @@ class Cluster:
             require_answer(address)
             ray.init(address, **options)
 
-    def __enter__(self) -> Cluster:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
@@ -89,19 +65,7 @@ class Cluster:
         """The machines that are up: NodeID, NodeManagerHostname, Resources ({"CPU": 8.0, "GPU": 1.0, ...})."""
         return [node for node in self._ray.nodes() if node["Alive"]]
 
-    def has_gpus(self) -> bool:
-        return any(node["Resources"].get("GPU", 0) >= 1 for node in self.machines())
-
-    def capacity(self, resources: Resources) -> int:
-        """Trials at once."""
-        return sum(resources.fit(node["Resources"]) for node in self.machines())
-
     def require_folder(self, folder: Path, token: str, resources: Resources) -> None:
-        """Checks that every machine that may get a trial runs this code and sees the sweep's folder.
-
-        Raises:
-            UserError: names the machine.
-        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         looks = self._ray.remote(num_cpus=0, max_retries=0)(sees)
@@ -124,20 +88,14 @@ class Cluster:
                 ) from None
             raise UserError(f"{name} does not see {folder}: name an --out on a file system that all machines share")
 
-    def start(self, job: Job, resources: Resources) -> Attempt:
-        """Asks Ray for a place for the job; it begins as soon as there is one."""
+    def start(self, job: Job, resources: Resources) -> RayAttempt:
         # Two threads: one waits for the process, the other hears `stop`.
         actor = self._ray.remote(TrialProcess).options(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=2, max_restarts=0
         ).remote()  # fmt: skip
-        return Attempt(job, actor, actor.ready.remote(), actor.run.remote(job))
+        return RayAttempt(job, actor, actor.ready.remote(), actor.run.remote(job))
 
-    def wait(self, attempts: Iterable[Attempt], seconds: float) -> list[tuple[Attempt, Outcome]]:
-        """Those that end within this time, as soon as one does; says of the others whether they have started.
-
-        Raises:
-            RunFailed: the cluster itself is gone.
-        """
+    def wait(self, attempts: Iterable[RayAttempt], seconds: float) -> list[tuple[RayAttempt, Outcome]]:
         by_outcome = {attempt.outcome: attempt for attempt in attempts}
         try:
             ended, _ = self._ray.wait(list(by_outcome), timeout=seconds)
@@ -150,16 +108,14 @@ class Cluster:
             raise RunFailed(f"the Ray cluster is gone ({first_line(error)}); go on with --resume") from None
         return [(by_outcome[reference], self._outcome(by_outcome[reference])) for reference in ended]
 
-    def stop(self, attempt: Attempt) -> None:
-        """Asks a trial to end with a checkpoint."""
+    def stop(self, attempt: RayAttempt) -> None:
         attempt.actor.stop.remote()
 
-    def kill(self, attempt: Attempt) -> None:
-        """Gives the attempt's place back; a process that is still there ends."""
+    def kill(self, attempt: RayAttempt) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):  # it may be gone, with all of its cluster
             self._ray.kill(attempt.actor)
 
-    def _outcome(self, attempt: Attempt) -> Outcome:
+    def _outcome(self, attempt: RayAttempt) -> Outcome:
         try:
             outcome = self._ray.get(attempt.outcome)
         except self._ray.exceptions.RayError as error:
@@ -174,7 +130,10 @@ def require_ray() -> Any:
         import ray
         import rich  # noqa: F401
     except ImportError:
-        raise UserError('genreward sweep needs ray and rich: pip install "genreward-fast[cluster]"') from None
+        raise UserError(
+            'genreward sweep needs ray and rich: pip install "genreward-fast[cluster]"; or add --local, to use this '
+            "machine without them"
+        ) from None
     return ray
 
 

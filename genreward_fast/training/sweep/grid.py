@@ -158,7 +158,9 @@ def _trials_at(
         arguments = [*grid.flags, *goal, "--task", task, *crossed, *flags, "--seed", str(seed)]
         config = settings(arguments)
         if config.train.device.startswith("cuda:"):
-            raise UserError(f"--device {config.train.device}: Ray gives each trial its GPU; use cuda, or leave it out")
+            raise UserError(
+                f"--device {config.train.device}: the sweep gives each trial its GPU; use cuda, or leave it out"
+            )
         pays = config.train.env_reward
         label = ":".join(part for part in reward.split(":") if part.split("=")[0] != "env-reward")
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{task}-{pays}-{label}-seed{seed}")

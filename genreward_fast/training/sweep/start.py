@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,11 +13,10 @@ from typing import Any
 from genreward_fast.errors import Interrupted, UserError
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.settings import RunConfig
-from genreward_fast.training.sweep.cluster import require_ray
 from genreward_fast.training.sweep.folder import SweepFolder
 from genreward_fast.training.sweep.grid import Grid, Trial, trials_of
 from genreward_fast.training.sweep.places import Places
-from genreward_fast.training.sweep.schedule import Schedule
+from genreward_fast.training.sweep.schedule import End, Schedule
 from genreward_fast.training.sweep.state import Record, SweepState
 from genreward_fast.training.sweep.table import Display
 from genreward_fast.training.sweep.trial import Job
@@ -24,10 +24,11 @@ from genreward_fast.training.sweep.trial import Job
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep ended."""
+    """How a sweep ended; `at_limit`: because its time was up."""
 
     folder: SweepFolder
     state: SweepState
+    at_limit: bool = False
 
     @property
     def failed(self) -> dict[str, Record]:
@@ -40,7 +41,9 @@ class SweepResult:
         lines = [f"{finished} of {len(self.state.trials)} trials are finished, in {self.folder.path / 'runs'}"]
         for name, record in self.failed.items():
             lines.append(f"failed: {name}: {record.reason} (see {self.folder.log(name)})")
-        if self.failed:
+        if self.at_limit and self.state.count("waiting"):
+            lines.append(f"the --limit is reached; go on: genreward sweep --resume --out {self.folder.path}")
+        elif self.failed:
             lines.append(f"try them again: genreward sweep --resume --out {self.folder.path}")
         if finished:
             lines.append(f"compare: genreward report {self.folder.path} --out {self.folder.path / 'report'}")
@@ -54,6 +57,7 @@ def run_sweep(
     settings: Callable[[Sequence[str]], RunConfig],
     places: Places,
     retries: int = 2,
+    limit: float | None = None,
     resume: bool = False,
     program: Sequence[str] | None = None,
     patience: float = 5.0,
@@ -67,6 +71,7 @@ def run_sweep(
         given: the parts of the grid that were named (`parse_grid`).
         settings: what a command line of `genreward train` asks for; raises UserError if it is bad.
         retries: how often a trial that failed is started again, from its checkpoint.
+        limit: seconds after which all trials are asked to end with a checkpoint; None: until they are finished.
         program: what is started for each trial; None: `genreward train`.
         patience, tick: of the `Schedule`.
 
@@ -74,7 +79,9 @@ def run_sweep(
         UserError: bad input, or with `resume` another grid than the sweep was started with.
         Interrupted: a signal stopped the sweep, after the trials' checkpoints.
     """
-    require_ray()
+    places.require_libraries()
+    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+        raise UserError(f"--limit {limit:g}: must be a number of seconds, above 0")
     if retries < 0:
         raise UserError(f"--retries {retries}: must not be negative")
     folder = SweepFolder(out.absolute())
@@ -91,21 +98,21 @@ def run_sweep(
         state = SweepState.load(folder) if resume else SweepState(grid, {trial.name: Record() for trial in trials})
         _take_up(state, trials, folder)
         state.save(folder)
-        number = None
+        end = End()
         if state.count("waiting"):
             try:
-                number = _run_trials(trials, folder, state, places, retries, program, patience, tick)
+                end = _run_trials(trials, folder, state, places, retries, limit, program, patience, tick)
             except UserError:  # before the first trial
                 if not resume:
                     shutil.rmtree(folder.path) if created else folder.state.unlink()
                 raise
-    if number is not None:
+    if end.signal is not None:
         raise Interrupted(
-            number,
+            end.signal,
             f"stopped with {state.count('finished')} of {len(trials)} trials finished; "
             f"continue with: genreward sweep --resume --out {out}",
         )
-    return SweepResult(folder, state)
+    return SweepResult(folder, state, end.at_limit)
 
 
 def _run_trials(
@@ -114,14 +121,15 @@ def _run_trials(
     state: SweepState,
     places: Places,
     retries: int,
+    limit: float | None,
     program: Sequence[str] | None,
     patience: float,
     tick: float,
-) -> int | None:
-    """Returns the number of the signal that stopped it, if one did. Raises UserError before the first trial only."""
-    with places.cluster() as cluster:
-        resources = places.resources(cluster, trials)
-        cluster.require_folder(folder.path, state.token, resources)
+) -> End:
+    """Raises UserError before the first trial only."""
+    with places.machines() as machines:
+        resources = places.resources(machines, trials)
+        machines.require_folder(folder.path, state.token, resources)
         threads, cwd = max(1, int(resources.cpus)), os.getcwd()
 
         def job_of(trial: Trial) -> Job:
@@ -135,10 +143,11 @@ def _run_trials(
                 trials,
                 folder,
                 state,
-                cluster,
+                machines,
                 resources,
                 job_of=job_of,
                 retries=retries,
+                limit=limit,
                 display=display,
                 patience=patience,
                 tick=tick,

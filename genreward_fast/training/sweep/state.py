@@ -18,7 +18,8 @@ State = Literal["waiting", "running", "finished", "failed"]
 
 @dataclass
 class Record:
-    """How a trial has fared. `attempts`: processes that it has had in this sweep; `reason`: why the last one failed."""
+    """How a trial has fared. `attempts`: processes that it has had in this sweep; `reason`: why the last one failed, or
+    was stopped."""
 
     state: State = "waiting"
     attempts: int = 0

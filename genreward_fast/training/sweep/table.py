@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -57,13 +58,18 @@ class Display:
     """Shows rows again and again; a context manager. Goes to the error stream, as all progress does."""
 
     def __init__(self, console: Any = None):
-        """`console`: a rich Console, for tests."""
-        from rich.console import Console
-        from rich.live import Live
-
-        self._console = console or Console(stderr=True)
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        """`console`: a rich Console, for tests. Without rich there are lines on a terminal, too."""
+        self._console: Any = None
+        self._live: Any = None
         self._shown = -_LINE_SECONDS
+        try:
+            from rich.console import Console
+            from rich.live import Live
+        except ImportError:
+            return
+        self._console = console or Console(stderr=True)
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -76,7 +82,10 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._console is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, rows: Sequence[Row], at_once: int) -> None:
         """The trials as they are now, of which `at_once` have a place; in lines, once a minute."""

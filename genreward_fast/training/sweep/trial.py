@@ -36,6 +36,7 @@ class Job:
         cwd: working directory, where the machine has it: what relative paths among the arguments are relative to.
         gpus: of this trial, or a fraction of one.
         threads: that PyTorch may use on the CPU.
+        visible_gpus: what CUDA_VISIBLE_DEVICES is to be; None: what it is where the trial is watched.
         program: what is started, without the trial's arguments; None: the `genreward train` of the machine it runs on.
     """
 
@@ -46,6 +47,7 @@ class Job:
     cwd: str
     gpus: float = 0.0
     threads: int = 1
+    visible_gpus: str | None = None
     program: tuple[str, ...] | None = None
 
     def command(self) -> list[str]:
@@ -66,6 +68,11 @@ class Outcome:
     @property
     def finished(self) -> bool:
         return self.status == 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended because it was asked to."""
+        return self.status in (128 + signal.SIGTERM, -signal.SIGTERM)
 
     @property
     def hopeless(self) -> bool:
@@ -132,6 +139,8 @@ def _environment(job: Job) -> dict[str, str]:
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"}
     if job.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif job.visible_gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = job.visible_gpus
     return environment
 
 

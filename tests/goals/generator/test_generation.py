@@ -86,6 +86,31 @@ def test_attention_changes_rounding_only(model, picture, attention):
     assert_same_video(ours(model, picture, attention=attention)[0], ours(model, picture)[0])
 
 
+def test_an_approximation_that_skips_nothing_changes_nothing(model, picture):
+    assert_same_video(ours(model, picture, approximate="first-block", threshold=0.0)[0], ours(model, picture)[0])
+
+
+def test_an_approximation_skips_steps_in_every_video(model, picture):
+    generator = VideoGenerator(
+        read_pipeline(model), GenerationConfig(steps=3, candidates=2, approximate="first-block", threshold=1e6)
+    )
+    generator.pipeline.set_progress_bar_config(disable=True)
+    computed = []
+    last = generator.pipeline.transformer.transformer_blocks[-1]
+    last.attn1.register_forward_hook(lambda *_: computed.append(1))
+    videos = dict(generator.generate(picture, *embed(model)))
+    assert len(computed) == 2  # the first step of each video
+    exact = ours(model, picture, candidates=2)
+    for seed, video in videos.items():
+        assert 0 < (video.int() - exact[seed].int()).abs().float().mean() < 64
+
+
+@pytest.mark.slow
+def test_an_approximation_works_compiled(model, picture):
+    settings = {"approximate": "first-block", "threshold": 1e6}
+    assert_same_video(ours(model, picture, compile=True, **settings)[0], ours(model, picture, **settings)[0])
+
+
 @pytest.mark.slow
 def test_compiling_changes_rounding_only(model, picture):
     assert_same_video(ours(model, picture, compile=True)[0], ours(model, picture)[0])
@@ -131,6 +156,8 @@ def test_the_picture_is_cropped_to_the_videos_shape():
         ({"candidates": 0}, "--candidates 0"),
         ({"guidance": -1.0}, "--guidance -1.0"),
         ({"attention": "fast"}, "--attention fast: use one of auto, cudnn"),
+        ({"approximate": "fast"}, "--approximate fast: use one of none, first-block"),
+        ({"threshold": -1.0}, "--threshold -1.0: must not be negative"),
     ],
 )
 def test_settings_without_sense_are_refused(model, settings, says):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from genreward_fast.commands.train import train_settings
-from genreward_fast.training.sweep.cluster import Cluster, Resources
+from genreward_fast.training.sweep.cluster import Cluster
 from genreward_fast.training.sweep.folder import SweepFolder
 from genreward_fast.training.sweep.grid import Grid, trials_of
+from genreward_fast.training.sweep.machines import Resources
 from genreward_fast.training.sweep.schedule import Schedule
 from genreward_fast.training.sweep.state import Record, SweepState
 from genreward_fast.training.sweep.table import Display
@@ -51,10 +52,16 @@ def make_job(tmp_path, fake_program):
 
 
 @pytest.fixture
-def make_schedule(tmp_path, cluster, fake_program):
+def machines(cluster):
+    """Where `make_schedule` runs its trials: on Ray, if the test's file says nothing else."""
+    return cluster
+
+
+@pytest.fixture
+def make_schedule(tmp_path, machines, fake_program):
     """A schedule over the grid in `tmp_path / "sweep"`, of which it goes on with what is there."""
 
-    def make(plan=None, retries=1, **grid):
+    def make(plan=None, retries=1, limit=None, **grid):
         folder = SweepFolder(tmp_path / "sweep")
         trials = trials_of(Grid(**({"flags": ("--steps", "30")} | grid)), train_settings)
         if folder.state.exists():
@@ -68,8 +75,8 @@ def make_schedule(tmp_path, cluster, fake_program):
         def job_of(trial):
             return Job(trial.name, trial.arguments, folder.path, state.token, str(tmp_path), program=program)
 
-        return Schedule(trials, folder, state, cluster, resources, job_of=job_of, retries=retries, display=Display(),
-                        patience=0.1, tick=0.1)  # fmt: skip
+        return Schedule(trials, folder, state, machines, resources, job_of=job_of, retries=retries, limit=limit,
+                        display=Display(), patience=0.1, tick=0.1)  # fmt: skip
 
     return make
 

@@ -95,7 +95,7 @@ def test_each_task_has_its_goal(tmp_path):
         ({"flags": ("--resume",)}, "use --resume before the --"),
         ({"flags": ("--steps", "many")}, "'many' is not a valid integer"),
         ({"flags": ("reach",)}, "unexpected extra argument"),
-        ({"flags": ("--device", "cuda:1")}, "Ray gives each trial its GPU"),
+        ({"flags": ("--device", "cuda:1")}, "the sweep gives each trial its GPU"),
         ({"flags": ("--goal", "g"), "tasks": "reach,push"}, "for each of them with --goals"),
         ({"goals": Path("nowhere")}, "nowhere"),
     ],

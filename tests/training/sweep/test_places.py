@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from genreward_fast.errors import UserError
-from genreward_fast.training.sweep.cluster import Cluster, Resources
+from genreward_fast.training.sweep.cluster import Cluster
+from genreward_fast.training.sweep.machines import Resources
 from genreward_fast.training.sweep.places import Places
 
 

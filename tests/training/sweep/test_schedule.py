@@ -8,9 +8,10 @@ import pytest
 
 from genreward_fast.errors import UserError
 from genreward_fast.files import read_json
-from genreward_fast.training.sweep.cluster import Resources
 from genreward_fast.training.sweep.folder import SweepFolder
+from genreward_fast.training.sweep.machines import Resources
 from genreward_fast.training.sweep.progress import RunProgress
+from genreward_fast.training.sweep.schedule import End
 
 GRID = {"tasks": ("reach", "push"), "rewards": ("none",), "seeds": (0, 1)}
 
@@ -35,7 +36,7 @@ def when(condition, action):
 
 def test_a_grid_with_killed_trials_ends_as_one_without(make_schedule, tmp_path, expected_sum, capsys):
     schedule = make_schedule({"0": {"kill_at": 12}}, **GRID)
-    assert schedule.run() is None
+    assert schedule.run() == End()
     assert [row.state for row in schedule.rows()] == ["finished"] * 4
     for name, summary in summaries(schedule, tmp_path / "sweep").items():
         seed = int(name[-1])
@@ -56,7 +57,7 @@ def test_a_trial_that_fails_takes_no_other_down(make_schedule, tmp_path):
     schedule = make_schedule(
         {"0": {"exit": 2}, "1": {"exit": 1}}, retries=1, **(GRID | {"tasks": ("reach",), "seeds": (0, 1, 2)})
     )
-    assert schedule.run() is None
+    assert schedule.run() == End()
     assert [row.state for row in schedule.rows()] == ["failed", "failed", "finished"]
     kept = read_json(tmp_path / "sweep" / "sweep.json")["trials"]
     assert [entry["attempts"] for entry in kept.values()] == [1, 2, 1]  # bad input is not tried again
@@ -69,14 +70,14 @@ def test_interrupted_and_gone_on_with(make_schedule, tmp_path, expected_sum):
     first = make_schedule(plan, **grid)
     run = SweepFolder(tmp_path / "sweep").run("reach-dense-none-seed0")
     done = when(lambda: RunProgress(run).read().step > 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert first.run() == signal.SIGINT
+    assert first.run() == End(signal.SIGINT)
     done.set()
     assert {row.state for row in first.rows()} <= {"waiting", "finished"}
     stopped_at = read_json(run.path / "checkpoint.json")["step"]
     assert 2 < stopped_at < 30
 
     second = make_schedule(**grid)
-    assert second.run() is None
+    assert second.run() == End()
     result = summaries(second, tmp_path / "sweep")
     assert result["reach-dense-none-seed0"]["began_at"] == [0, stopped_at]
     assert {name: summary["sum"] for name, summary in result.items()} == {
@@ -94,7 +95,7 @@ def test_a_trial_outlives_the_death_of_its_watcher(make_schedule, tmp_path, expe
         os.kill(read_json(run.config)["watcher"], signal.SIGKILL)
 
     done = when(lambda: RunProgress(run).read().step > 2, kill_watcher)
-    assert schedule.run() is None
+    assert schedule.run() == End()
     done.set()
     summary = read_json(run.summary)
     assert summary["sum"] == expected_sum(0)

@@ -55,13 +55,21 @@ def killing(run):
         thread.join()
 
 
-@pytest.mark.parametrize("killed_once", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_trained_and_compared(killed_once, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("killed_once", "where"),
+    [
+        (False, []),
+        pytest.param(True, [], marks=pytest.mark.slow),
+        pytest.param(True, ["--local", "--gpus", "0"], marks=pytest.mark.slow),
+    ],
+    ids=["ray", "ray-killed", "local-killed"],
+)
+def test_trained_and_compared(killed_once, where, tmp_path, capsys):
     out = tmp_path / "sweep"
     grid = ["--tasks", "reach", "--rewards", "none", "--seeds", "3"]
     run = SweepFolder(out).run("reach-dense-none-seed3")
     with killing(run) if killed_once else contextlib.nullcontext() as killed:
-        assert main(["sweep", *grid, "--cpus-per-trial", "1", "--out", str(out), "--", *SMALL]) == 0
+        assert main(["sweep", *grid, *where, "--cpus-per-trial", "1", "--out", str(out), "--", *SMALL]) == 0
     captured = capsys.readouterr()
     if killed_once:
         assert killed
