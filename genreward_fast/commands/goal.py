@@ -11,7 +11,15 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
 
 @click.command(cls=SectionedCommand)
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--task", help="A task whose scripted expert shows the goal: an episode up to its first success.")
+@click.option("--task", help="A task of Meta-World: a goal for one of its starts.")
+@click.option(
+    "--show",
+    type=click.Choice(["auto", "generated", "expert"]),
+    default="auto",
+    show_default=True,
+    help="With --task: a video that the shipped model generates from the first frame, or the scripted expert's episode up "
+    "to its first success. auto: generated in preset tiny, for the camera and rendering that the model knows.",
+)
 @click.option("--video", type=FOLDER, help="A video file to take instead.")
 @click.option("--text", help="The task in words.  [default with --task: its description]")
 @click.option(
@@ -27,14 +35,18 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
 )
 @click.option("--camera", help="Meta-World's camera, with --task: the one that the agent will see through.")
 @click.option("--rendering", type=click.Choice(["fast", "quality"]), help="As the agent will be trained, with --task.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the expert's episode, with --task.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the start (and of the generated video), with --task."
+)
 @click.option("--device", help=DEVICE_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace a goal that is already in --out.")
 def goal(
     preset: str, task: str | None, camera: str | None, rendering: str | None, clip: str | None, weights: str | None,
     device: str | None, **request: Any,
 ) -> int:  # fmt: skip
-    """Make a goal from a video or from a scripted expert: choose the goal frame, draw the contact sheet."""
+    """Make a goal: take a video, generate one, or let a scripted expert show it; choose the goal frame, draw the
+    contact sheet.
+    """
     from genreward_fast.config import Overrides, resolve
     from genreward_fast.training.start import make_goal
 

@@ -15,6 +15,7 @@ from genreward_fast.encoders.presets import Encoders
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.errors import UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
+from genreward_fast.goals.generated_goal import CAMERA, RENDERING, goal_from_generator, shipped_generator
 from genreward_fast.goals.goal import Goal
 from genreward_fast.rewards.base import WHOLE_RUN
 from genreward_fast.rewards.registry import make_reward
@@ -91,15 +92,17 @@ def start_run(
 
 
 def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
-    """What a run gets that was given no goal: the task's scripted expert, as seen by the agent's camera.
+    """What a run gets that was given no goal: a generated video or the task's scripted expert (`generates`).
 
     Raises:
         UserError: the task has no scripted expert.
     """
     _require_expert(config, "--goal DIR, a goal made from a video")
-    say(f"no --goal: making one from the scripted expert of {config.env.task}")
+    generated = generates(config, "auto")
+    how = "generating one" if generated else f"making one from the scripted expert of {config.env.task}"
+    say(f"no --goal: {how}")
     chosen = config.reward.name == "genreward"  # no other reward asks for one frame, nor needs the run's encoders
-    return goal_from_expert(
+    goal = (goal_from_generator if generated else goal_from_expert)(
         config.env.task,
         encoders if chosen else None,
         seed=config.train.seed,
@@ -107,6 +110,19 @@ def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
         rendering=config.env.rendering,
         select=frame_choice("auto", encoders) if chosen else "last",
     )
+    return goal
+
+
+def generates(config: RunConfig, show: str) -> bool:
+    """Whether a goal for the task is generated (else its scripted expert shows it).
+
+    Args:
+        show: `generated`, `expert`, or `auto`: generated in preset tiny where the model that ships knows the view.
+    """
+    if show == "auto":
+        known = (config.env.camera, config.env.rendering) == (CAMERA, RENDERING)
+        return config.preset == "tiny" and known and shipped_generator() is not None
+    return show == "generated"
 
 
 def _require_expert(config: RunConfig, instead: str) -> None:
@@ -184,6 +200,7 @@ def make_goal(
     frame: str,
     seed: int,
     overwrite: bool,
+    show: str = "auto",
 ) -> list[str]:
     """Makes a goal and saves it in the folder `out`; the lines to print.
 
@@ -191,7 +208,9 @@ def make_goal(
         UserError: neither or both of task and video, a video without a text, or a damaged file.
     """
     if (task is None) == (video is None):
-        raise UserError("give either --task (a scripted expert shows the goal) or --video FILE together with --text")
+        raise UserError(
+            "give either --task (generated, or shown by its scripted expert) or --video FILE together with --text"
+        )
     if video is not None and not text:
         raise UserError(f"--video {video}: needs --text, the task in words, to choose the goal frame")
     if task is not None:
@@ -202,7 +221,8 @@ def make_goal(
     if video is not None:
         goal = Goal.from_video(video, str(text), select=select, encoder=encoders.text_image)
     else:
-        goal = goal_from_expert(
+        make = goal_from_generator if generates(config, show) else goal_from_expert
+        goal = make(
             config.env.task,
             encoders,
             seed=seed,
