@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from genreward_fast.encoders import presets
 from genreward_fast.kernels.triton_support import INTERPRETED
 
 
@@ -27,6 +28,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def initial_weights(tmp_path_factory):
+    """Tests see preset tiny as if no weights shipped, so that new weights change none of them; see `shipped_weights`.
+
+    Processes that tests start see what ships.
+    """
+    shipped = presets.SHIPPED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "SHIPPED", tmp_path_factory.mktemp("no-weights"))
+        yield shipped
+
+
+@pytest.fixture
+def shipped_weights(initial_weights, monkeypatch):
+    """The folder of the weights that ship, which preset tiny takes in this test."""
+    monkeypatch.setattr(presets, "SHIPPED", initial_weights)
+    return initial_weights
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
     type=click.Choice(["auto", "generated", "expert"]),
     default="auto",
     show_default=True,
-    help="With --task: a video that the shipped model generates from the first frame, or the scripted expert's episode up "
-    "to its first success. auto: generated in preset tiny, for the camera and rendering that the model knows.",
+    help="With --task: a video that the shipped model generates from the first frame, or the scripted expert's episode "
+    "up to its first success. auto: generated in preset tiny, for the camera and rendering that the model knows.",
 )
 @click.option("--video", type=FOLDER, help="A video file to take instead.")
 @click.option("--text", help="The task in words.  [default with --task: its description]")

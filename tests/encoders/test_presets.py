@@ -123,7 +123,7 @@ def test_tiny_takes_the_weights_that_ship(dino_folder: Path, tmp_path: Path, mon
     assert EncoderConfig(preset="tiny", weights="untrained").source("dino") is None
 
 
-def test_tiny_has_no_trained_weights_yet_and_says_so() -> None:
+def test_tiny_without_trained_weights_says_so() -> None:
     config = EncoderConfig(preset="tiny", weights="pretrained")
     with pytest.raises(UserError, match="--vae PATH"):
         load_video_encoder(config)
