@@ -318,6 +318,20 @@ def assets_table() -> str:
     return rows(header, body)
 
 
+def ranking_table() -> str:
+    """AUCs of the video level between kinds of windows, as it is and with latents centred in time."""
+    results = [result for _, result in read("assets.json")]
+    if not results:
+        return "Not built yet."
+    names = {"expert_over_half": "expert over half-expert", "half_over_random": "half-expert over random"}
+    names |= {"expert_over_random": "expert over random"}
+    body = [
+        [task, *(f"{found[name]:.2f} / {found[f'centred_{name}']:.2f}" for name in names)]
+        for task, found in results[0]["ranking"].items()
+    ]
+    return rows(["AUC, as it is / centred", *names.values()], body)
+
+
 def latency_table() -> str:
     """Ours and other ways, milliseconds for a step and for a window of all environments together."""
     body, device = [], ""
@@ -428,6 +442,33 @@ def evidence_cells(trials: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def vit_table() -> str:
+    """Products of the image encoders' blocks, and the encoders, with activations inside products and apart."""
+    results = [result for _, result in read("vit_paths.json")]
+    if not results:
+        return "Not measured yet."
+    found = results[0]
+    body = [
+        [entry["what"], entry["path"], f"{entry['ms']:.3g}", f"{entry['relative error']:.1e}"]
+        for entry in found["results"]
+    ]
+    device = f"{found['device']}, torch {found['torch']}, {found['dtype']}, {found['weights']}"
+    return rows([f"on {device}", "activation", "ms", "relative error"], body)
+
+
+def fb_update_table() -> str:
+    """An update of the forward-backward representation in three ways."""
+    body, device = [], ""
+    for name, result in read("fb_update_*.json"):
+        device = f"{result['limits']['device']}, torch {result['torch']}"
+        body += [
+            [entry["variant"], f"{entry['rows']}", entry["products"], number(entry["ms"]), f"`{name}`"]
+            for entry in result["results"]
+        ]
+    header = [f"**An update of FB** on {device}", "rows", "products", "ms", "file"]
+    return rows(header, body) if body else "Not measured yet."
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -440,8 +481,9 @@ TABLES = {
 }
 PAGES = {
     "README.md": TABLES,
-    "docs/frame_level.md": {"fb_meaning": fb_meaning_table},
-    "docs/assets.md": {"assets": assets_table},
+    "docs/encoders.md": {"vit": vit_table},
+    "docs/frame_level.md": {"fb_meaning": fb_meaning_table, "fb_update": fb_update_table},
+    "docs/assets.md": {"assets": assets_table, "ranking": ranking_table},
     "docs/cost_of_the_reward.md": {"latency": latency_table, "cost": cost_table},
     "docs/rewards/signal.md": {"signal": signal_table},
     "docs/evidence.md": {"evidence": evidence_table},

@@ -54,7 +54,7 @@ def tiles(gated: bool) -> list[Tile]:
 def path(fused: bool, best: dict[bool, Tile]) -> Iterator[None]:
     """Inside it networks go this way whatever their batch."""
     with (
-        patch.object(transformer_blocks, "FUSED_ROWS", 1 if fused else None),
+        patch.dict(transformer_blocks.FUSED_ROWS, dict.fromkeys(("gated", "plain"), 1 if fused else None)),
         patch.object(product, "_tile", lambda dtype, gated: best[gated]),
     ):
         yield

@@ -22,9 +22,9 @@ from genreward_fast.kernels.layer_norm import layer_norm
 from genreward_fast.kernels.rope import rope
 from genreward_fast.kernels.triton_support import runs_triton
 
-FUSED_ROWS: int | None = 2048
+FUSED_ROWS: dict[str, int | None] = {"gated": 2048, "plain": None}
 """From so many rows on, the activation is part of the product before it: fewer do not fill a GPU with its tiles. With
-None it never is."""
+None it never is: GELU alone is a pass so short that cuBLAS with it is faster (`benchmarks/encoders/vit_paths.py`)."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine (P, head size / 2) of the angles of the last P tokens."""
@@ -158,7 +158,7 @@ class Block(nn.Module):
 
     def _feed_forward(self, rows: Tensor) -> None:
         normed = self.norm2(rows)
-        if _fuses(normed):
+        if _fuses(normed, self.gated):
             activated = activated_linear(normed, self.up.weight, self.up.bias, gated=self.gated)
         else:
             hidden = self.up(normed)
@@ -166,10 +166,11 @@ class Block(nn.Module):
         self.down.add_to(rows, activated)
 
 
-def _fuses(rows: Tensor) -> bool:
+def _fuses(rows: Tensor, gated: bool) -> bool:
     """Whether these (N, C) go through a product and its activation in one launch."""
+    least = FUSED_ROWS["gated" if gated else "plain"]
     half = rows.dtype in (torch.bfloat16, torch.float16)
-    return half and FUSED_ROWS is not None and runs_triton(rows) and len(rows) >= FUSED_ROWS
+    return half and least is not None and runs_triton(rows) and len(rows) >= least
 
 
 class Blocks(nn.ModuleList):
