@@ -102,6 +102,7 @@ class Overrides:
     credit: str | None = None
     use_video: bool | None = None
     use_fb: bool | None = None
+    video_centred: bool | None = None
     fb_steps: int | None = None
     fb_next_action: str | None = None
     fb_standardise: bool | None = None

@@ -69,6 +69,11 @@ DEFAULT_PRESET = "tiny"
     "--fb-next-action", type=click.Choice(["replay", "policy"]), help="FB follows the replay's actions, or an actor's."
 )
 @click.option("--fb-standardise/--no-fb-standardise", default=None, help="Whether FB sees standardised features.")
+@click.option(
+    "--video-centred/--no-video-centred",
+    default=None,
+    help="Compare how clips move: latents without their means over time.",
+)
 @click.option("--no-video", is_flag=True, help="Ablation: leave the video level out.")
 @click.option("--no-fb", is_flag=True, help="Ablation: leave the frame level out.")
 @click.option(

@@ -72,8 +72,8 @@ def goal_from_generator(
     generator = VideoGenerator(pipeline, config)
     first = _first_frame(env_config, seed, generator.size.height)
     length = pipeline.transformer.config.max_text_seq_length
-    embedded = TextEmbeddings(source, length=length, dtype=torch.float32, device="cpu")([words, ""])
-    ((_, video),) = generator.generate(first, *embedded, seed=seed)
+    given, nothing = TextEmbeddings(source, length=length, dtype=torch.float32, device="cpu")([words, ""])
+    ((_, video),) = generator.generate(first, given, nothing, seed)
     provenance: dict[str, Any] = {
         "source": "the shipped image-to-video model" if folder is None else str(folder),
         "task": env_config.task,

@@ -102,6 +102,7 @@ class RewardConfig:
         credit: "closing" pays both levels on a window's last row, as the paper does. "spread" pays r_FB on every row
             and divides r_video equally among the rows that no earlier window has paid.
         use_video, use_fb: False leaves a level out (ablations).
+        video_centred: whether the latents' means over time are taken off before they are compared (not in the paper).
         fb_steps: environment steps during which FB learns; r_FB is 0 until then and FB is frozen afterwards.
         fb: FB's hyperparameters.
         weights: of a reward other than genreward: hub id, file, or folder (of `genreward fit`); see that reward's page.
@@ -119,6 +120,7 @@ class RewardConfig:
     credit: Credit = "spread"
     use_video: bool = True
     use_fb: bool = True
+    video_centred: bool = False
     fb_steps: int = 100_000
     fb: FBConfig = field(default_factory=FBConfig)
     weights: str = ""

@@ -82,12 +82,14 @@ class GenReward:
             clip_size = video_encoder.size
             clip = goal.clip(config.clip_frames, clip_size)
             try:
-                self._video = VideoReward(video_encoder, clip.to(self.device))
+                self._video = VideoReward(video_encoder, clip.to(self.device), centred=config.video_centred)
             except ValueError as error:
                 raise UserError(
                     f"--clip-frames {config.clip_frames} does not suit the video encoder: {error}"
                 ) from None
             self._identity |= {"goal clip": frames_digest(clip), "video encoder": video_encoder.fingerprint}
+            if config.video_centred:  # older checkpoints do not speak of it
+                self._identity["video latents"] = "centred"
         if config.use_fb:
             self._image_encoder = image_encoder = image_encoder or _load_encoders(preset, self.device).image
             feature_size, feature_dim = image_encoder.size, image_encoder.dim

@@ -124,7 +124,7 @@ def train_generator(
     tokenizer = build_tokenizer()
     generator = Generator(len(tokenizer), config.seed, transformer).to(device)
     conditioning = Conditioning(generator.transformer.config, vae.config)
-    scheduler = diffusers.CogVideoXDDIMScheduler(**SCHEDULER)
+    scheduler: Any = diffusers.CogVideoXDDIMScheduler(**SCHEDULER)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
 
     episodes = recordings.chosen(lambda e: e.kind == "expert" and not e.held_out and bool(e.solved_from))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from genreward_fast.encoders.architectures import seeded
 from genreward_fast.envs.tasks import TASKS
 from genreward_fast.goals.captions import captions
+from genreward_fast.goals.video_model import Pipeline, Transformer
 from genreward_fast.goals.video_model_configs import SCHEDULER
 
 FRAMES = 17
@@ -70,12 +72,10 @@ class Generator(nn.Module):
         super().__init__()
         config = T5Config(vocab_size=vocabulary, **TEXT_ENCODER)
         with seeded(seed):
-            self.transformer: Any = diffusers.CogVideoXTransformer3DModel(**transformer)
+            self.transformer: Transformer = diffusers.CogVideoXTransformer3DModel(**transformer)
             self.text_encoder: Any = T5EncoderModel(config)
-        self.average: Any = diffusers.CogVideoXTransformer3DModel(**transformer).requires_grad_(False)
-        self.average_text: Any = T5EncoderModel(config).requires_grad_(False)
-        self.average.load_state_dict(self.transformer.state_dict())
-        self.average_text.load_state_dict(self.text_encoder.state_dict())
+        self.average = deepcopy(self.transformer).requires_grad_(False)
+        self.average_text = deepcopy(self.text_encoder).requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, far: float) -> None:
@@ -90,11 +90,12 @@ def save_model(generator: Generator, tokenizer: T5Tokenizer, vae: Any, folder: P
 
     `CogVideoXImageToVideoPipeline.from_pretrained(folder, vae=...)` reads it.
     """
-    diffusers.CogVideoXImageToVideoPipeline(
+    pipeline: Pipeline = diffusers.CogVideoXImageToVideoPipeline(
         tokenizer=tokenizer,
         text_encoder=generator.average_text.half(),
         vae=vae,
         transformer=generator.average.half(),
         scheduler=diffusers.CogVideoXDDIMScheduler(**SCHEDULER),
-    ).save_pretrained(folder, safe_serialization=True)
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
     shutil.rmtree(folder / "vae")

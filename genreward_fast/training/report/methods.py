@@ -14,7 +14,7 @@ INCIDENTAL = (
     "env.task", "agent.capture", "train.seed", "train.device", "train.engine", "train.overlap", "train.steps",
     "train.minutes", "train.eval_every", "train.eval_episodes", "train.log_every", "train.checkpoint_minutes",
 )  # fmt: skip
-VIDEO_ONLY = ("reward.alpha", "reward.clip_frames")
+VIDEO_ONLY = ("reward.alpha", "reward.clip_frames", "reward.video_centred")
 FB_ONLY = ("reward.beta", "reward.fb")
 FITTED = {"diffusion-reward": "reward.diffusion", "viper": "reward.viper"}
 
@@ -60,6 +60,8 @@ def key_of(run: Run) -> Key:
         unused += ["encoders", *(name for name in run.settings if name.startswith("reward.") and name != "reward.name")]
     if not run.settings.get("reward.use_video", True):
         unused += VIDEO_ONLY
+    if not run.settings.get("reward.video_centred"):  # older runs do not say that they do without
+        unused.append("reward.video_centred")
     if not run.settings.get("reward.use_fb", True):
         unused += [*FB_ONLY, "reward.fb_steps"]
     if "env.distraction" in run.settings and run.settings["env.action_repeat"] == usual_action_repeat(run.task):
