@@ -118,7 +118,15 @@ def generates(config: RunConfig, show: str) -> bool:
 
     Args:
         show: `generated`, `expert`, or `auto`: generated in preset tiny where the model that ships knows the view.
+
+    Raises:
+        UserError: generated, in a preset whose model does not ship.
     """
+    if show == "generated" and config.preset != "tiny":
+        raise UserError(
+            f"--show generated: no model of preset {config.preset} ships; make a video with `genreward generate` and "
+            "the goal of that with --video"
+        )
     if show == "auto":
         known = (config.env.camera, config.env.rendering) == (CAMERA, RENDERING)
         return config.preset == "tiny" and known and shipped_generator() is not None

@@ -1,5 +1,6 @@
 """The weights that ship are loaded by preset tiny, are small, and do what their cards say."""
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -9,6 +10,7 @@ from genreward_fast.encoders.video import read_vae
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.expert import expert_success
 from genreward_fast.envs.tasks import describe
+from genreward_fast.errors import UserError
 from genreward_fast.goals.assets.plan import MAX_BYTES
 from genreward_fast.goals.assets.saving import CARD, sizes
 from genreward_fast.goals.assets.vae import to_pixels
@@ -56,6 +58,10 @@ def test_a_goal_is_generated(shipped_weights):
     assert not generates(config, "expert")
     assert not generates(resolve("tiny", Overrides(task="reach", camera="corner2")), "auto")
     assert not generates(resolve("paper", Overrides(task="reach")), "auto")
+    with pytest.raises(UserError, match="genreward generate"):
+        generates(resolve("paper", Overrides(task="reach")), "generated")
+    with pytest.raises(UserError, match="knows corner and fast only"):
+        goal_from_generator("reach", camera="corner2")
     goal = goal_from_generator("reach", seed=SEED, select="last", config=GenerationConfig(steps=4, guidance=1.0))
     assert goal.video.shape == (17, 128, 128, 3)
     assert goal.provenance["source"] == "the shipped image-to-video model"
