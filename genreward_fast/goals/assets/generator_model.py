@@ -74,8 +74,8 @@ class Generator(nn.Module):
         with seeded(seed):
             self.transformer: Transformer = diffusers.CogVideoXTransformer3DModel(**transformer)
             self.text_encoder: Any = T5EncoderModel(config)
-        self.average = deepcopy(self.transformer).requires_grad_(False)
-        self.average_text = deepcopy(self.text_encoder).requires_grad_(False)
+        self.average = _frozen_copy(self.transformer)
+        self.average_text = _frozen_copy(self.text_encoder)
 
     @torch.no_grad()
     def follow(self, far: float) -> None:
@@ -83,6 +83,10 @@ class Generator(nn.Module):
         average = [*self.average.parameters(), *self.average_text.parameters()]
         learned = [*self.transformer.parameters(), *self.text_encoder.parameters()]
         torch._foreach_lerp_(average, learned, 0.001 + 0.05 * (1 - min(far, 1.0)) ** 2)
+
+
+def _frozen_copy(module: Any) -> Any:
+    return deepcopy(module).requires_grad_(False)
 
 
 def save_model(generator: Generator, tokenizer: T5Tokenizer, vae: Any, folder: Path) -> None:
