@@ -77,6 +77,7 @@ def run_signal(
         raise Interrupted(SIGINT, message) from None
     if not any(entry["tasks"] for entry in results.values["rewards"].values()):
         raise UserError(f"{results.path}: no reward could be measured; it says why")
+    results.save()  # a resumed run may have had nothing to add, and a copy is asked for
     return results
 
 
