@@ -49,7 +49,8 @@ def draw_clips(
     if side == pictures.shape[1]:
         return pictures[frame]
     pixel = torch.arange(side, device=device)
-    row, column = ((corner * (pictures.shape[1] - side + 1)).long() + pixel for corner in (top, left))
+    most = pictures.shape[1] - side
+    row, column = ((corner * (most + 1)).long().clamp(max=most) + pixel for corner in (top, left))
     return pictures[frame[:, :, None, None], row[:, None, :, None], column[:, None, None, :]]
 
 

@@ -1,6 +1,10 @@
 """The self-supervised losses against plain loops."""
 
+import math
+from copy import deepcopy
+
 import torch
+from torch import nn
 
 from genreward_fast.goals.assets.dino_loss import STUDENT_TEMPERATURE, Prototypes, dino_loss, koleo_loss, sinkhorn
 
@@ -38,3 +42,25 @@ def test_assignments_tell_tokens_apart_that_have_nearly_everything_in_common():
     targets = sinkhorn(Prototypes(32, prototypes=64)(tokens))
     entropy = -(targets * targets.clamp_min(1e-30).log()).sum(1).mean()
     assert entropy < 0.8 * torch.tensor(64.0).log()
+
+
+def test_a_student_learns_the_assignments_of_views_that_look_alike():
+    """From a start where all tokens are nearly one, the loss falls below that of uniform assignments."""
+    prototypes = 64
+    student = nn.Sequential(nn.Linear(32, 32), Prototypes(32, prototypes))
+    teacher = deepcopy(student).requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=3e-3)
+    common, losses = torch.randn(32), []
+    for _ in range(150):
+        thing = torch.randn(128, 32)
+        views = [common + 0.1 * (thing + 0.3 * torch.randn(128, 32)) for _ in range(2)]
+        targets = torch.stack([sinkhorn(teacher(view)) for view in views])
+        scores = student(torch.cat(views)).unflatten(0, (2, -1))
+        loss = dino_loss(scores, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 0.01)
+        losses.append(float(loss.detach()))
+    assert sum(losses[-20:]) / 20 < 0.75 * math.log(prototypes)
