@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from genreward_fast.encoders import presets
 from genreward_fast.encoders.presets import Encoders
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.metaworld_env import MetaWorldEnv
@@ -16,18 +15,12 @@ from genreward_fast.errors import UserError
 from genreward_fast.goals.generation import GenerationConfig, VideoGenerator
 from genreward_fast.goals.goal import Goal
 from genreward_fast.goals.text_embeddings import TextEmbeddings
-from genreward_fast.goals.video_model import read_pipeline
+from genreward_fast.goals.video_model import read_pipeline, shipped_generator
 
 SAMPLER = GenerationConfig(steps=20, guidance=2.0)
 """How the shipped model makes its videos: a few seconds on a CPU."""
 CAMERA, RENDERING = "corner", "fast"
 """What its training showed it."""
-
-
-def shipped_generator() -> Path | None:
-    """The folder of the tiny preset's image-to-video model, in diffusers' layout; None if it does not ship."""
-    folder = presets.SHIPPED / "generator"
-    return folder if folder.is_dir() else None
 
 
 def goal_from_generator(

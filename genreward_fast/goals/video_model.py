@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from genreward_fast.encoders import presets
 from genreward_fast.encoders.sources import check_loading_info, loading, local_folder, read_model_config
 from genreward_fast.encoders.video import read_vae
 from genreward_fast.errors import RunFailed, UserError
@@ -35,6 +36,12 @@ def require_generate_extra() -> None:
             raise UserError(f"{name} is not installed; pip install 'genreward-fast[generate]'")
 
 
+def shipped_generator() -> Path | None:
+    """The folder of the tiny preset's image-to-video model, in diffusers' layout; None if it does not ship."""
+    folder = presets.SHIPPED / "generator"
+    return folder if folder.is_dir() else None
+
+
 def model_source(preset: str, model: str | None) -> str:
     """Hub id or folder of the preset's model, or `model` if it is given.
 
@@ -45,6 +52,8 @@ def model_source(preset: str, model: str | None) -> str:
         raise UserError(f"preset {preset!r}: no such preset; use one of: {', '.join(_PRESETS)}")
     if model is not None:
         return model
+    if preset == "tiny" and (shipped := shipped_generator()) is not None:
+        return str(shipped)
     if preset not in _SOURCES:
         raise UserError(f"preset {preset}: has no trained video model; pass a folder with one with {OPTION} PATH")
     return _SOURCES[preset]

@@ -15,8 +15,9 @@ from genreward_fast.encoders.presets import Encoders
 from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.errors import UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
-from genreward_fast.goals.generated_goal import CAMERA, RENDERING, goal_from_generator, shipped_generator
+from genreward_fast.goals.generated_goal import CAMERA, RENDERING, goal_from_generator
 from genreward_fast.goals.goal import Goal
+from genreward_fast.goals.video_model import shipped_generator
 from genreward_fast.rewards.base import WHOLE_RUN
 from genreward_fast.rewards.registry import make_reward
 from genreward_fast.training.checkpoint import RunLock

@@ -18,6 +18,7 @@ from genreward_fast.goals.frames import uniform_indices
 from genreward_fast.goals.generated_goal import goal_from_generator
 from genreward_fast.goals.generation import GenerationConfig
 from genreward_fast.goals.selection import select_frame
+from genreward_fast.goals.video_model import model_source
 from genreward_fast.training.start import generates
 
 SEED = 987_654  # of no recording
@@ -58,6 +59,8 @@ def test_a_goal_is_generated(shipped_weights):
     assert not generates(config, "expert")
     assert not generates(resolve("tiny", Overrides(task="reach", camera="corner2")), "auto")
     assert not generates(resolve("paper", Overrides(task="reach")), "auto")
+    assert model_source("tiny", None) == str(shipped_weights / "generator")
+    assert model_source("tiny", "elsewhere") == "elsewhere"
     with pytest.raises(UserError, match="genreward generate"):
         generates(resolve("paper", Overrides(task="reach")), "generated")
     with pytest.raises(UserError, match="knows corner and fast only"):
