@@ -25,6 +25,12 @@ def latent_cosine_reference(latent: Tensor, goal: Tensor) -> Tensor:
     return dot / torch.where(norm > 0, norm, 1.0)
 
 
+def centred(latent: Tensor) -> Tensor:
+    """(..., C, T, H, W) float32 of latents without their means over T: what moves, and not the scene it moves in."""
+    latent = latent.float()
+    return latent - latent.mean(-3, keepdim=True)
+
+
 def latent_cosine(latent: Tensor, goal: Tensor) -> Tensor:
     """Cosine of each latent with a goal of unit norm: latent·goal / ‖latent‖, and 0 for a latent of zeros.
 

@@ -12,10 +12,10 @@ from genreward_fast.envs.env_config import EnvConfig
 from genreward_fast.envs.metaworld_env import MetaWorldEnv
 from genreward_fast.envs.tasks import describe
 from genreward_fast.errors import UserError
-from genreward_fast.goals.generation import GenerationConfig, VideoGenerator
+from genreward_fast.goals.generate import load_generator
+from genreward_fast.goals.generation import GenerationConfig
 from genreward_fast.goals.goal import Goal
-from genreward_fast.goals.text_embeddings import TextEmbeddings
-from genreward_fast.goals.video_model import read_pipeline, shipped_generator
+from genreward_fast.goals.video_model import shipped_generator
 
 SAMPLER = GenerationConfig(steps=20, guidance=2.0)
 """How the shipped model makes its videos: a few seconds on a CPU."""
@@ -60,12 +60,9 @@ def goal_from_generator(
         )
     env_config = EnvConfig(task=task, camera=camera, rendering=rendering)  # type: ignore[arg-type]  # checked there
     words = text or describe(env_config.task)
-    pipeline = read_pipeline(source)
-    pipeline.set_progress_bar_config(disable=True)
-    generator = VideoGenerator(pipeline, config)
+    generator, (given, nothing) = load_generator(words, "tiny", str(source), None, config, torch.device("cpu"))
+    generator.pipeline.set_progress_bar_config(disable=True)
     first = _first_frame(env_config, seed, generator.size.height)
-    length = pipeline.transformer.config.max_text_seq_length
-    given, nothing = TextEmbeddings(source, length=length, dtype=torch.float32, device="cpu")([words, ""])
     ((_, video),) = generator.generate(first, given, nothing, seed)
     provenance: dict[str, Any] = {
         "source": "the shipped image-to-video model" if folder is None else str(folder),

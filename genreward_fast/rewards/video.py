@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genreward_fast.errors import UserError
-from genreward_fast.kernels.latent_cosine import latent_cosine
+from genreward_fast.kernels.latent_cosine import centred, latent_cosine
 
 
 class VideoReward(nn.Module):
@@ -55,7 +55,4 @@ class VideoReward(nn.Module):
 
     def _compared(self, latent: Tensor) -> Tensor:
         """What the cosine is of, (..., C, T', H', W')."""
-        if not self.centred:
-            return latent
-        latent = latent.float()
-        return latent - latent.mean(-3, keepdim=True)
+        return centred(latent) if self.centred else latent

@@ -103,7 +103,7 @@ def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
     how = "generating one" if generated else f"making one from the scripted expert of {config.env.task}"
     say(f"no --goal: {how}")
     chosen = config.reward.name == "genreward"  # no other reward asks for one frame, nor needs the run's encoders
-    goal = (goal_from_generator if generated else goal_from_expert)(
+    return (goal_from_generator if generated else goal_from_expert)(
         config.env.task,
         encoders if chosen else None,
         seed=config.train.seed,
@@ -111,7 +111,6 @@ def default_goal(config: RunConfig, encoders: Encoders) -> Goal:
         rendering=config.env.rendering,
         select=frame_choice("auto", encoders) if chosen else "last",
     )
-    return goal
 
 
 def generates(config: RunConfig, show: str) -> bool:

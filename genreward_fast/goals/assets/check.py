@@ -18,7 +18,7 @@ from genreward_fast.goals.assets.record import KINDS
 from genreward_fast.goals.assets.recordings import Episode, Recordings, read_recordings
 from genreward_fast.goals.assets.saving import sizes
 from genreward_fast.goals.frames import uniform_indices
-from genreward_fast.kernels.latent_cosine import latent_cosine
+from genreward_fast.kernels.latent_cosine import centred, latent_cosine
 
 ASKED: tuple[tuple[str, str, str, float], ...] = (
     ("vae", "psnr", "reconstruction, dB", 30),
@@ -116,14 +116,9 @@ def video_ranking(recordings: Recordings, folder: BuildFolder, every: int) -> di
         windows = {kind: latents(chosen(kind, True), until_success=False) for kind in KINDS}
         goals = latents(chosen("expert", False), until_success=True)
         results[task] = _aucs(goals, windows)
-        without = {kind: _centred(values) for kind, values in windows.items()}
-        results[task] |= {f"centred_{name}": value for name, value in _aucs(_centred(goals), without).items()}
+        without = {kind: centred(values) for kind, values in windows.items()}
+        results[task] |= {f"centred_{name}": value for name, value in _aucs(centred(goals), without).items()}
     return results
-
-
-def _centred(latents: Tensor) -> Tensor:
-    """(N, C, T, H, W) without their means over T."""
-    return latents - latents.mean(2, keepdim=True)
 
 
 def _aucs(goals: Tensor, windows: dict[str, Tensor]) -> dict[str, float]:
