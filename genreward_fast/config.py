@@ -130,6 +130,7 @@ class Overrides:
     log_every: int | None = None
     checkpoint_minutes: float | None = None
     overlap: bool | None = None
+    overlap_multiprocessors: int | None = None
 
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -152,6 +153,7 @@ EXPLORING = {"diffusion-reward": "diffusion", "viper": "viper"}
 # A resumed run may go on longer, on another device or engine, and look at itself more often; the rest is what it is.
 RESUMABLE = (
     "steps", "minutes", "device", "engine", "eval_every", "eval_episodes", "log_every", "checkpoint_minutes", "overlap",
+    "overlap_multiprocessors",
 )  # fmt: skip
 
 

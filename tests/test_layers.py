@@ -14,7 +14,7 @@ FLOORS = {
     "encoders": 3, "envs": 3,
     "export": 2,
     "kernels": 1,
-    "types": 0, "errors": 0, "files": 0, "captured": 0,
+    "types": 0, "errors": 0, "files": 0, "captured": 0, "partition": 0,
 }  # fmt: skip
 FILES = sorted(
     [*(ROOT / "genreward_fast").rglob("*.py"), *(ROOT / "kernels").glob("*.py"), *(ROOT / "export").glob("*.py")]

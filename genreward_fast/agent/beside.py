@@ -9,13 +9,46 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from genreward_fast.partition import SMALLEST, Partition, Unavailable
+
+_STREAMS: dict[tuple[str, torch.device], torch.cuda.Stream] = {}
+
+
+def _stream(name: str, device: torch.device) -> torch.cuda.Stream:
+    if (name, device) not in _STREAMS:
+        # Losses on several streams share parameters: where their gradients meet, one stream waits for the other, and
+        # there is nothing to warn of.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        _STREAMS[name, device] = torch.cuda.Stream(device)
+    return _STREAMS[name, device]
+
+
+def confine(name: str, device: torch.device, multiprocessors: int | None) -> str:
+    """Lets the stream of this name run on so many of a GPU's multiprocessors from now on, 0 for all of them.
+
+    Args:
+        multiprocessors: None for three tenths of those there are.
+
+    Returns:
+        Why it cannot be (the stream runs on all of them then), or "".
+    """
+    if device.type != "cuda":
+        return ""
+    join(name, device)
+    if multiprocessors is None:
+        whole = torch.cuda.get_device_properties(device).multi_processor_count
+        multiprocessors = SMALLEST * round(0.3 * whole / SMALLEST)
+    try:
+        _STREAMS[name, device] = _confined(name, device, multiprocessors)
+    except Unavailable as error:
+        _STREAMS[name, device] = _confined(name, device, 0)
+        return str(error)
+    return ""
+
 
 @functools.cache
-def _stream(name: str, device: torch.device) -> torch.cuda.Stream:
-    # Losses on several streams share parameters: where their gradients meet, one stream waits for the other, and there
-    # is nothing to warn of.
-    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-    return torch.cuda.Stream(device)
+def _confined(name: str, device: torch.device, multiprocessors: int) -> torch.cuda.Stream:
+    return Partition(device, multiprocessors).stream() if multiprocessors else torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def config_of(request: Request, envs: int, kind: Kind) -> RunConfig:
     """The settings of a run: it begins to learn as soon as rows have been released, and is never interrupted."""
     config = request.config
     rows = max(config.reward.window, config.agent.batch_length + config.agent.context)
-    prefill = envs * (rows + 2) + config.train.release_delay
+    prefill = envs * (rows + 2) + replace(config.train, envs=envs).delay
     train = replace(
         config.train,
         envs=envs,

@@ -57,7 +57,11 @@ class Run:
         return 1 if steps is None else -(-steps // each)
 
     def seconds(self, episodes: int) -> tuple[float, int]:
-        """Wall time of `episodes` of every environment, and the environment steps in it; windows close in all."""
+        """Wall time of `episodes` of every environment, and the environment steps in it; windows close in all.
+
+        It begins and ends just before windows close, so that each window that closed has been encoded by then.
+        """
+        self.before_a_window_closes()
         before = self.trainer.rollout.env_steps
         progress = Progress(episodes * self.trainer.config.train.envs * (self.episode - 1))
         self.wait()
@@ -72,7 +76,11 @@ class Run:
 
     def before_a_window_closes(self) -> None:
         """Ticks until the next one is the last before a window closes."""
-        while self._ticks % self.episode != self.trainer.config.reward.window - 1:
+        reward = self.trainer.config.reward
+        while True:
+            behind = self._ticks % self.episode - (reward.window - 1)
+            if behind >= 0 and behind % reward.interval == 0:
+                return
             self.tick()
 
     @contextmanager

@@ -90,9 +90,18 @@ DEFAULT_PRESET = "tiny"
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Of the agent's computation.")
 @click.option("--replay-capacity", type=int, help="Rows kept.")
 @click.option(
-    "--overlap/--no-overlap", default=None, help="Encode windows beside the updates, on CUDA.  [default: before them]"
+    "--overlap/--no-overlap",
+    default=None,
+    help="On CUDA, do the reward's work beside the agent's updates, or before them.  [default: beside]",
 )
-@click.option("--release-delay", type=int, help="Steps from a window's end until its rows may be sampled.")
+@click.option(
+    "--overlap-multiprocessors",
+    type=int,
+    help="So many of the GPU's encode windows then; 0 for all.  [default: three tenths]",
+)
+@click.option(
+    "--release-delay", type=int, help="Steps from a window's end until its rows may be sampled.  [default: 64 × --envs]"
+)
 @section("Environment")
 @click.option(
     "--camera",

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, cuda
 
+from genreward_fast.partition import partition_of, sibling
+
 
 class Graphed:
     """Runs a function of tensors as a CUDA graph for each set of input shapes and dtypes.
+
+    There is a graph for each part of a GPU that calls come from, too (`Partition`).
 
     Inputs of certain shapes run plainly when they come for the first time: many, like a goal's clip, never come again,
     and a graph keeps the memory of its intermediate results. The second time the graph is recorded, which waits for the
@@ -44,14 +48,14 @@ class Graphed:
         """The function's output; later calls leave it as it is."""
         if not (_can_record(inputs) and self.may_record()):
             return self.function(*inputs)
-        key = tuple((x.device, x.shape, x.dtype) for x in inputs)
+        stream = cuda.current_stream(inputs[0].device)
+        key = (partition_of(stream), *((x.device, x.shape, x.dtype) for x in inputs))
         if key not in self._recordings:
             self._recordings[key] = None
             if len(self._recordings) > self.limit:
                 self._drop(next(iter(self._recordings)))
             return self.function(*inputs)
         self._recordings.move_to_end(key)
-        stream = cuda.current_stream(inputs[0].device)
         if self._done is None:
             self._done = cuda.Event()
         self._done.wait(stream)
@@ -70,7 +74,7 @@ class Graphed:
 
     def _drop(self, key: tuple) -> None:
         if self._recordings[key] is not None:
-            cuda.synchronize(key[0][0])  # its memory may be in use by a stream that the allocator does not know of
+            cuda.synchronize(key[1][0])  # its memory may be in use by a stream that the allocator does not know of
         del self._recordings[key]
 
 
@@ -83,15 +87,16 @@ class _Recording:
         for buffer, value in zip(self.inputs, inputs):
             buffer.copy_(value)
         # cuDNN keeps its choices for each thread, and the earlier call may have come from another one.
-        side = cuda.Stream(device)
+        side = sibling(cuda.current_stream(device))
         side.wait_stream(cuda.current_stream(device))
         with cuda.stream(side):
             function(*self.inputs)
         cuda.current_stream(device).wait_stream(side)
         self.graph = cuda.CUDAGraph()
         # A stream of its own: cuBLAS keeps a workspace for each, and the one that this graph goes on using is then
-        # allocated while it is recorded. "thread_local": other threads may use the device meanwhile.
-        stream = cuda.Stream(device)
+        # allocated while it is recorded. "thread_local": other threads may use the device meanwhile. What is recorded
+        # runs on the stream's multiprocessors, wherever the graph is launched.
+        stream = sibling(cuda.current_stream(device))
         with (
             cuda.device(device),
             cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),

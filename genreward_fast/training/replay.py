@@ -98,8 +98,8 @@ class Replay:
         is_first: Tensor,
         is_last: Tensor,
         is_terminal: Tensor,
-        feature: Tensor | None,
         latents: Latents,
+        feature: Tensor | None = None,
     ) -> np.ndarray:
         """Appends one row to every environment.
 
@@ -111,16 +111,14 @@ class Replay:
             action: (N, A) float, taken on seeing them.
             reward: (N,) float, for arriving here.
             is_first, is_last, is_terminal: (N,) bool; best on the host, where the bookkeeping is.
-            feature: (N, D) float, kept as float16; None exactly if D is 0.
             latents: deter (N, deter) and stoch (N, stoch), the state with which the action was chosen.
+            feature: (N, D) float, kept as float16; None if D is 0, or if `put_features` follows.
 
         Returns:
             (N,) int64, the number of the new row in each environment.
         """
-        if (feature is None) != (self.config.feature_dim == 0):
-            raise ValueError(
-                f"the replay stores features of size {self.config.feature_dim}, given: {feature is not None}"
-            )
+        if feature is not None and not self.config.feature_dim:
+            raise ValueError("this replay stores no features")
         if image.dtype != torch.uint8 or latents.stoch.dtype != torch.uint8:
             raise ValueError(f"image and stoch must be uint8, not {image.dtype} and {latents.stoch.dtype}")
         flags = torch.stack([is_first.cpu(), is_last.cpu(), is_terminal.cpu()], dim=-1).bool()
@@ -142,6 +140,11 @@ class Replay:
         if len(cut):
             self.store.arrays["flags"][self.store.index(cut), 1] = True
         return rows
+
+    def put_features(self, rows: np.ndarray, feature: Tensor) -> None:
+        """Stores the features of rows that were appended without: `rows` as `append` returned them, (N, D) float."""
+        slots = self.index.positions(np.arange(self.config.num_envs), rows)
+        self.store.scatter(self.store.index(slots), {"feature": feature})
 
     def release(self, env: int | np.ndarray, upto: int | np.ndarray) -> None:
         """Lets the rows of `env` below number `upto` be sampled: their rewards are final. Scalars or (W,) arrays.

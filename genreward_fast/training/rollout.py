@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genreward_fast.agent.agent import Agent
-from genreward_fast.agent.beside import beside, join
+from genreward_fast.agent.beside import beside, confine, join
 from genreward_fast.agent.config import IMAGE_SIZE
 from genreward_fast.envs.vector import VectorEnv
 from genreward_fast.rewards.base import EncodesWindows, RewardModel, inline, total
@@ -25,6 +27,8 @@ from genreward_fast.types import EnvStep
 
 REWARD = "reward"
 """The stream on which windows are encoded and their scores added up."""
+FRAME_LEVEL = "frame level"
+"""The stream on which frames become features, and the frame level learns from them."""
 
 
 class NotFinite(Exception):
@@ -34,11 +38,15 @@ class NotFinite(Exception):
 class Rollout:
     """The environments' side of training.
 
-    A tick is `begin` (store the row that arrived, choose the actions, send them off) and `finish` (wait for the next
-    row); what the caller does between the two overlaps with the simulators. With `overlap`, on CUDA, the encoding
-    of windows goes on beside all that, until their rows are due.
+    A tick is `begin` (choose the actions, store the row that arrived), `send` (the actions, to the environments) and
+    `finish` (wait for the next row); what the caller does between the last two overlaps with the simulators. On CUDA
+    `send` is the one that waits for the device.
+
+    With `overlap`, on CUDA, the encoding of windows goes on beside all that, until their rows are due, and the frame
+    level's work until the tick ends.
 
     Attributes:
+        note: why windows are not encoded on the part of the GPU that was asked for; "" if they are.
         env_steps: actions taken so far, summed over the environments, counting action repeats.
         episodes: (return, success, length) of the last 100 complete episodes.
     """
@@ -56,6 +64,7 @@ class Rollout:
         release_delay: int,
         seed: int,
         overlap: bool = False,
+        multiprocessors: int | None = 0,
     ):
         self.envs, self.agent, self.reward, self.replay = envs, agent, reward, replay
         self.env_reward, self.action_repeat = env_reward, action_repeat
@@ -72,7 +81,12 @@ class Rollout:
         self._pending = PendingRewards(release_delay)
         self._scored: deque[tuple[int, dict[str, Tensor]]] = deque()  # means of scores, and the step they are due at
         self._device = torch.zeros((), device=agent.device).device  # with its number, by which streams are found
+        self._anchor = torch.zeros((), device=self._device)
+        self._on_host: Tensor | None = None  # the actions that `send` will send
+        self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
+        self._overlap = overlap
         self._beside = functools.partial(beside, REWARD) if overlap else inline
+        self.note = confine(REWARD, self._device, multiprocessors) if overlap else ""
         if isinstance(reward, EncodesWindows):
             reward.encoding = self._beside
         self._returns = np.zeros(envs.num_envs)
@@ -82,13 +96,10 @@ class Rollout:
         self._step: EnvStep = envs.reset()
 
     def begin(self, *, random: bool) -> list[tuple[float, bool, int]]:
-        """Stores the rows that have arrived and sends the next actions; the episodes that ended with these rows.
+        """Chooses the next actions and stores the rows that have arrived; the episodes that ended with these rows.
 
         Args:
             random: uniformly random actions instead of the agent's.
-
-        Raises:
-            NotFinite: the agent chose an action that is NaN or infinite.
         """
         step, device = self._step, self.agent.device
         image = step.frames[IMAGE_SIZE].to(device, non_blocking=True)
@@ -98,12 +109,7 @@ class Rollout:
         if random:
             action = (torch.rand(action.shape, generator=self.generator) * 2 - 1).to(device)
             self._carry = replace(self._carry, action=action)
-        on_host = action.cpu()
-        if not on_host.isfinite().all():
-            raise NotFinite("the policy's action is not finite")
-        self.envs.send(on_host)
-
-        # What follows overlaps with the simulators; the frames stay as they are until the next `send`.
+        self._copy_to_host(action)
         self._discard(step)
         closed = self._close_windows(step)
         feature = self._observe(step)
@@ -115,18 +121,35 @@ class Rollout:
             is_first=step.is_first,
             is_last=step.is_last,
             is_terminal=step.is_terminal,
-            feature=feature,
             latents=latents,
         )
+        if feature is not None:
+            with self.frame_level():
+                self.replay.put_features(rows, feature)
         first = step.is_first.numpy()
         self._episode_start = np.where(first, rows, self._episode_start)
         self.env_steps += int((~first).sum()) * self.action_repeat
         self._schedule(step, rows, closed)
         return self._count_episodes(step)
 
+    def send(self) -> None:
+        """Sends the actions that `begin` chose. The frames that it stored stay as they are until the next call.
+
+        Raises:
+            NotFinite: the agent chose an action that is NaN or infinite.
+        """
+        if self._on_host is None:
+            raise RuntimeError("begin a tick before sending its actions")
+        if self._copied is not None:
+            self._copied.synchronize()
+        if not self._on_host.isfinite().all():
+            raise NotFinite("the policy's action is not finite")
+        self.envs.send(self._on_host)
+
     def finish(self) -> None:
         """Waits for the environments, and releases the rows that are due."""
         self._step = self.envs.receive()
+        self.wait_for_frame_level()
         due = self._pending.pop_due(self.env_steps)
         scored = [means for step, means in self._scored if step <= self.env_steps]
         if scored or any(values is not None for *_, values in due):
@@ -138,6 +161,20 @@ class Rollout:
             if values is not None:
                 self.replay.relabel(envs, starts, values)
             self.replay.release(envs, upto)
+
+    @contextmanager
+    def frame_level(self) -> Iterator[None]:
+        """Around what computes features, reads them, or learns from them; with `overlap` on a stream of its own."""
+        if not self._overlap:
+            yield
+            return
+        with beside(FRAME_LEVEL, self._anchor):
+            yield
+
+    def wait_for_frame_level(self) -> None:
+        """Lets what follows on the device wait for the frame level; the host goes on."""
+        if self._overlap:
+            join(FRAME_LEVEL, self._device)
 
     def pending_state(self) -> list[dict[str, Any]]:
         """The rewards that wait for their step, for a checkpoint."""
@@ -154,6 +191,16 @@ class Rollout:
         self._pending.load_state(pending)
         written = self.replay.index.written.copy()
         self._pending.add(env_steps, np.arange(len(written)), written, written, None)
+
+    def _copy_to_host(self, action: Tensor) -> None:
+        """Begins to; `send` waits for it."""
+        if self._copied is None:
+            self._on_host = action
+            return
+        if self._on_host is None:
+            self._on_host = torch.empty(action.shape, dtype=action.dtype, pin_memory=True)
+        self._on_host.copy_(action, non_blocking=True)
+        self._copied.record()
 
     def _env_reward(self, step: EnvStep) -> Tensor:
         if self.env_reward == "dense":
@@ -195,9 +242,9 @@ class Rollout:
         everyone = np.arange(len(step.row))
         feature = None
         if spec.feature_size:
-            with one_thread(device):
+            with one_thread(device), self.frame_level():
                 feature = self.reward.features(step.frames[spec.feature_size].to(device, non_blocking=True))
-            self._windows.observe_features(everyone, feature)
+                self._windows.observe_features(everyone, feature)
         going_on = np.flatnonzero(~step.is_last.numpy())  # nothing is done on seeing an episode's last frame
         _, for_clips = self._windows.wanted(going_on)
         if len(for_clips):

@@ -28,6 +28,10 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed must lie between 0 and 2^63 - 1, but is {seed}")
 
 
+RELEASE_TICKS = 64
+"""Steps of every environment: half the paper's window. Three tenths of a GPU encode everybody's windows in less."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop's own settings.
@@ -44,12 +48,15 @@ class TrainConfig:
         prefill: environment steps with uniformly random actions before the agent acts and learns.
         train_ratio: rows replayed per environment step; updates per step are train_ratio / (batch · length).
         replay_capacity: rows kept.
-        release_delay: environment steps between the end of a window and its rows becoming sampleable. It is fixed, so
-            that encoding beside the updates changes no number.
+        release_delay: environment steps between the end of a window and its rows becoming sampleable; None for
+            `RELEASE_TICKS` steps of every environment. It is fixed, so that encoding beside the updates changes no
+            number, and long enough that nothing waits for it.
         eval_every: environment steps between evaluations; 0 for one at the end only.
         eval_episodes: episodes in an evaluation.
         log_every: agent updates between two readings of the metrics.
-        overlap: on CUDA, encode windows on a stream beside the updates; no number changes.
+        overlap: on CUDA, encode windows, and compute and learn what the frame level needs, on streams beside the
+            agent's updates; no number changes.
+        overlap_multiprocessors: so many of the GPU's encode the windows then; 0 for all of them, None for three tenths.
         checkpoint_minutes: minutes between checkpoints (0: after every tick of the environments, for tests).
     """
 
@@ -63,21 +70,30 @@ class TrainConfig:
     prefill: int = 5000
     train_ratio: float = 512.0
     replay_capacity: int = 1_000_000
-    release_delay: int = 256
+    release_delay: int | None = None
     eval_every: int = 10_000
     eval_episodes: int = 10
     log_every: int = 50
     checkpoint_minutes: float = 5.0
-    overlap: bool = False
+    overlap: bool = True
+    overlap_multiprocessors: int | None = None
+
+    @property
+    def delay(self) -> int:
+        """`release_delay`, or what stands for None."""
+        return RELEASE_TICKS * self.envs if self.release_delay is None else self.release_delay
 
     def __post_init__(self) -> None:
         for name, least in [("steps", 1), ("envs", 1), ("eval_episodes", 1), ("log_every", 1), ("replay_capacity", 1)]:
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         check_seed(self.seed)
-        for name in ("prefill", "release_delay", "eval_every", "minutes", "checkpoint_minutes"):
-            if not getattr(self, name) >= 0:  # NaN is refused, too
-                raise UserError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
+        for name in (
+            "prefill", "release_delay", "eval_every", "minutes", "checkpoint_minutes", "overlap_multiprocessors",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # NaN is refused, too
+                raise UserError(f"--{name.replace('_', '-')} must not be negative, but is {value}")
         if not 0 < self.train_ratio < float("inf"):
             raise UserError(f"--train-ratio must be a positive number, not {self.train_ratio}")
         if self.env_reward not in ENV_REWARDS:

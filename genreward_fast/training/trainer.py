@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -118,10 +119,13 @@ class Trainer:
                 env_reward=train.env_reward,
                 action_repeat=config.env.action_repeat,
                 has_success=config.env.has_success,
-                release_delay=train.release_delay if frames.window else 0,
+                release_delay=train.delay if frames.window else 0,
                 seed=seed,
                 overlap=train.overlap,
+                multiprocessors=train.overlap_multiprocessors,
             )
+            if self.rollout.note:
+                print(f"--overlap-multiprocessors has no effect: {self.rollout.note}", file=sys.stderr)
             if state is not None:
                 self._load(state)
         except BaseException:
@@ -134,7 +138,7 @@ class Trainer:
     def _withheld(self) -> int:
         """Most rows of one environment that wait at a time: an open window, a closed one, and the delay."""
         frames, train = self.reward.frames, self.config.train
-        return frames.window + frames.interval + -(-train.release_delay // train.envs) + 2 if frames.window else 0
+        return frames.window + frames.interval + -(-train.delay // train.envs) + 2 if frames.window else 0
 
     def __enter__(self) -> Trainer:
         return self
@@ -201,40 +205,50 @@ class Trainer:
         """One step of all environments, and the updates that it earns."""
         train, before = self.config.train, self.rollout.env_steps
         prefilling = before < train.prefill
-        try:
-            ended = self.rollout.begin(random=prefilling)
-        except NotFinite as error:  # a loss that was not finite has reached the policy: say which
-            self._read_meters()
-            raise self._diverged(str(error)) from None
-        for total, success, length in ended:
+        for total, success, length in self.rollout.begin(random=prefilling):
             values = {"episode/return": total, "episode/length": float(length)}
             values |= {"episode/success": float(success)} if self.config.env.has_success else {}
             self.logger.write(self.rollout.env_steps, values)
+        due = 0
         if not prefilling and self.replay.can_sample():
             rows = self.config.agent.batch_size * self.config.agent.batch_length
             self.counters.owed += (self.rollout.env_steps - before) * train.train_ratio / rows
-            while self.counters.owed >= 1:
-                self.counters.owed -= 1
-                self._update()
+            due = int(self.counters.owed)
+            self.counters.owed -= due
+        if due and self.device.type == "cuda":
+            self._update()  # launched before the host waits for the actions: the GPU goes on at once
+            due -= 1
+        try:
+            self.rollout.send()
+        except NotFinite as error:  # a loss that was not finite has reached the policy: say which
+            self._read_meters()
+            raise self._diverged(str(error)) from None
+        for _ in range(due):
+            self._update()
         self.rollout.finish()
 
     def _update(self) -> None:
         index = torch.from_numpy(self.replay.draw(self.config.agent.batch_size))
-        self.meters.add(self.agent.update_from(self.replay, index))
         if not self.reward.frozen:
-            if self.rollout.env_steps < self.reward.learn_steps:
-                self.meters.add(self.reward.update(self._pairs()))
-            else:
-                self.meters.add(self.reward.freeze(self._pairs() for _ in range(FREEZE_BATCHES)))
+            with self.rollout.frame_level():
+                self._learn_reward()
+        self.meters.add(self.agent.update_from(self.replay, index))
         self.counters.updates += 1
         if self.counters.updates % self.config.train.log_every == 0:
             self._read_meters()
+
+    def _learn_reward(self) -> None:
+        if self.rollout.env_steps < self.reward.learn_steps:
+            self.meters.add(self.reward.update(self._pairs()))
+        else:
+            self.meters.add(self.reward.freeze(self._pairs() for _ in range(FREEZE_BATCHES)))
 
     def _pairs(self) -> Any:
         return self.replay.sample_pairs(self.config.reward.pairs)
 
     def _read_meters(self) -> None:
         """Logs the running means, and stops the run if one of them is not finite."""
+        self.rollout.wait_for_frame_level()
         values = self.meters.read() | self.rollout.meters.read()
         if bad := first_not_finite(values):
             raise self._diverged(f"{bad} is {values[bad]}")

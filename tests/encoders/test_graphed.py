@@ -60,7 +60,8 @@ class FakeCuda:
         self.name = "caller"
 
     def _stream(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=name, wait_stream=lambda other: self.log.append(f"{name} after {other.name}"))
+        wait = lambda other: self.log.append(f"{name} after {other.name}")  # noqa: E731
+        return SimpleNamespace(name=name, cuda_stream=0, wait_stream=wait)
 
     def Stream(self, device: torch.device) -> SimpleNamespace:
         return self._stream("side")
@@ -94,6 +95,7 @@ class FakeCuda:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     cuda = FakeCuda()
     monkeypatch.setattr(module, "cuda", cuda)
+    monkeypatch.setattr(module, "sibling", lambda stream: cuda.Stream(None))
     monkeypatch.setattr(module, "_can_record", lambda inputs: not cuda.capturing)
     return cuda
 

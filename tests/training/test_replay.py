@@ -19,7 +19,7 @@ def make(num_envs=2, slots=40, **changes):
     return Replay(**(sizes | changes))
 
 
-def fill(replay, rows, *, first=(0,), last=(), release=True, envs=None):
+def fill(replay, rows, *, first=(0,), last=(), release=True, envs=None, features_later=False):
     """Appends `rows` rows whose action is their number within this call; `first` and `last` are such numbers."""
     envs = replay.config.num_envs
     numbers = []
@@ -33,10 +33,12 @@ def fill(replay, rows, *, first=(0,), last=(), release=True, envs=None):
                 is_first=torch.full((envs,), row in first),
                 is_last=torch.full((envs,), row in last),
                 is_terminal=torch.zeros(envs, dtype=torch.bool),
-                feature=feature,
+                feature=None if features_later else feature,
                 latents=Latents(torch.full((envs, 3), float(row)), torch.full((envs, 2), row % 32, dtype=torch.uint8)),
             )
         )
+        if features_later:
+            replay.put_features(numbers[-1], feature)
     if release:
         replay.release(np.arange(envs), replay.index.written.copy())
     return np.array(numbers)
@@ -304,8 +306,20 @@ def test_a_wrong_shape_is_refused_before_anything_is_counted():
         "feature": torch.zeros(2, 2),
         "latents": Latents(torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.uint8)),
     }
-    for change in ({"action": torch.zeros(2, 3)}, {"feature": None}, {"image": torch.zeros(2, 2, 2, 3)}):
-        with pytest.raises(ValueError, match=r"action|features|uint8"):
+    for change in ({"action": torch.zeros(2, 3)}, {"feature": torch.zeros(2, 3)}, {"image": torch.zeros(2, 2, 2, 3)}):
+        with pytest.raises(ValueError, match=r"action|feature|uint8"):
             replay.append(**(row | change))
     assert replay.index.written.tolist() == [0, 0]
     assert replay.append(**row).tolist() == [0, 0]
+
+
+def test_features_can_be_put_later():
+    first, second = make(num_envs=2), make(num_envs=2)
+    fill(first, 12)
+    fill(second, 12, features_later=True)
+    for env in range(2):
+        both = [replay.rows(np.array([env]), np.zeros(1, int), 12) for replay in (first, second)]
+        assert torch.equal(both[0][0], both[1][0])
+        assert both[0][0].unique().numel() > 6
+    with pytest.raises(ValueError, match="feature"):
+        second.put_features(np.array([11, 11]), torch.zeros(2, 7))

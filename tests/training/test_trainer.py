@@ -21,8 +21,10 @@ from genreward_fast.config import Overrides, apply, resolve
 from genreward_fast.encoders.presets import Encoders
 from genreward_fast.errors import TrainingDiverged, UserError
 from genreward_fast.goals.expert_goal import goal_from_expert
+from genreward_fast.rewards.genreward import GenReward
 from genreward_fast.rewards.registry import make_reward
 from genreward_fast.rewards.video import VideoReward
+from genreward_fast.rewards.windows import WindowCollector
 from genreward_fast.training import rollout
 from genreward_fast.training.checkpoint import RunLock
 from genreward_fast.training.logger import read_metrics
@@ -187,26 +189,34 @@ def test_the_same_seed_gives_the_same_run(tmp_path, goal):
 
 def test_scores_are_read_only_after_waiting_for_them(tmp_path, goal, monkeypatch):
     """Streams mean nothing on a CPU, but the order of handing over, waiting and reading is the same."""
-    running, seen = [], {"handed over": 0, "read": 0}
+    running, seen = set(), {rollout.REWARD: 0, rollout.FRAME_LEVEL: 0, "read": 0, "windows": 0}
 
     @contextlib.contextmanager
     def handed_over(name, *tensors):
         assert tensors
-        running.append(name)
-        seen["handed over"] += 1
+        running.add(name)
+        seen[name] += 1
         yield
 
     def read(function):
         def reads(self, *args):
             if self is not trainer.rollout.meters or any(name.startswith("reward/") for name in args[0]):
-                assert not running
+                assert rollout.REWARD not in running
                 seen["read"] += 1
             return function(self, *args)
 
         return reads
 
+    complete = WindowCollector.complete
+
+    def reads_features(*args):
+        assert rollout.FRAME_LEVEL not in running
+        seen["windows"] += 1
+        return complete(*args)
+
     monkeypatch.setattr(rollout, "beside", handed_over)
-    monkeypatch.setattr(rollout, "join", lambda name, device: running.clear())
+    monkeypatch.setattr(rollout, "join", lambda name, device: running.discard(name))
+    monkeypatch.setattr(WindowCollector, "complete", reads_features)
     run = _made(tmp_path)
     with trainer_of(small_config(prefill=10_000, fb_steps=20_000, overlap=True), run, goal) as trainer:
         monkeypatch.setattr(Replay, "relabel", read(Replay.relabel))
@@ -215,8 +225,10 @@ def test_scores_are_read_only_after_waiting_for_them(tmp_path, goal, monkeypatch
             trainer.tick()
         trainer.save()
         assert not running  # a checkpoint holds the scores that wait
-    assert seen["handed over"] >= 8  # each window's clip, and its sum
+    assert seen[rollout.REWARD] >= 8  # each window's clip, and its sum
+    assert seen[rollout.FRAME_LEVEL] >= 140  # the features of each tick's frames, and putting them into the replay
     assert seen["read"] >= 4
+    assert seen["windows"] >= 70
 
 
 def replayed(folder, goal, device, overlap, steps):
@@ -235,15 +247,21 @@ def replayed(folder, goal, device, overlap, steps):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_overlap_changes_no_number(device, tmp_path, goal, monkeypatch):
-    """With windows that take longer than the updates beside them, where there are streams."""
-    score = VideoReward.score
+    """With windows, features and FB's updates that take longer than what is beside them, where there are streams."""
 
-    def late(self, clip):
-        if clip.is_cuda:
-            torch.cuda._sleep(20_000_000)  # some ten milliseconds
-        return score(self, clip)
+    def make_late(owner, name, cycles):
+        function = getattr(owner, name)
 
-    monkeypatch.setattr(VideoReward, "score", late)
+        def late(self, values):
+            if device == "cuda":
+                torch.cuda._sleep(cycles)
+            return function(self, values)
+
+        monkeypatch.setattr(owner, name, late)
+
+    make_late(VideoReward, "score", 20_000_000)  # some ten milliseconds
+    make_late(GenReward, "features", 2_000_000)
+    make_late(GenReward, "update", 2_000_000)
     plain = replayed(tmp_path / "plain", goal, device, overlap=False, steps=240)
     beside = replayed(tmp_path / "beside", goal, device, overlap=True, steps=240)
     assert plain[0].shape[1] > 90

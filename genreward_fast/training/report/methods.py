@@ -11,8 +11,9 @@ from genreward_fast.training.report.runs import Run
 
 # Settings that two seeds of one method may differ in.
 INCIDENTAL = (
-    "env.task", "agent.capture", "train.seed", "train.device", "train.engine", "train.overlap", "train.steps",
-    "train.minutes", "train.eval_every", "train.eval_episodes", "train.log_every", "train.checkpoint_minutes",
+    "env.task", "agent.capture", "train.seed", "train.device", "train.engine", "train.overlap",
+    "train.overlap_multiprocessors", "train.steps", "train.minutes", "train.eval_every", "train.eval_episodes",
+    "train.log_every", "train.checkpoint_minutes",
 )  # fmt: skip
 VIDEO_ONLY = ("reward.alpha", "reward.clip_frames", "reward.video_centred")
 FB_ONLY = ("reward.beta", "reward.fb")
