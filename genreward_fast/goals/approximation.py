@@ -32,7 +32,7 @@ def approximate(transformer: Any, name: str, threshold: float) -> None:
     from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 
     if name == "attention-broadcast":
-        config = PyramidAttentionBroadcastConfig(
+        config: Any = PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=2,
             spatial_attention_timestep_skip_range=BROADCAST_TIMESTEPS,
             current_timestep_callback=timestep_reader(transformer),
