@@ -469,6 +469,45 @@ def fb_update_table() -> str:
     return rows(header, body) if body else "Not measured yet."
 
 
+def generation_table() -> str:
+    """Guided steps, samplings and decoding at full size, one way a row."""
+    columns = {"ms": "ms", "TFLOP/s": "TFLOP/s", "% of limit": "% of limit", "peak GiB": "peak GiB"}
+    changes = {"difference": "relative RMS", "PSNR dB": "PSNR, dB"}
+    return video_model_table("generate_*.json", "Generation", columns | changes)
+
+
+def finetune_table() -> str:
+    """Steps of fine-tuning at full size."""
+    columns = {"processes": "GPUs", "ms": "ms", "samples/s": "samples/s", "TFLOP/s": "TFLOP/s each"}
+    memory = {"% of limit": "% of limit", "weights to average GiB": "counted, GiB", "peak GiB": "peak, GiB"}
+    return video_model_table("finetune_*.json", "Fine-tuning", columns | memory)
+
+
+def video_model_table(pattern: str, name: str, columns: dict[str, str]) -> str:
+    """The results' rows with these of their values; a row that failed says why."""
+    body, device = [], ""
+    for file, result in read(pattern):
+        device = f"{result['limits']['device']}, torch {result['torch']}"
+        for entry in result["results"]:
+            cells = [plain_cell(entry.get(column, "")) for column in columns]
+            what = f"{entry['what']}: {entry['error']}" if entry.get("error") else entry["what"]
+            body.append([what, *cells, f"`{file}`"])
+    return rows([f"**{name}** on {device}", *columns.values(), "file"], body) if body else "Not measured yet."
+
+
+def plain_cell(value: float | str) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def approximation_table() -> str:
+    """What approximations change in videos of the shipped model."""
+    results = [result for _, result in read("approximation_tiny.json")]
+    if not results:
+        return "Not measured yet."
+    body = [[plain_cell(value) for value in entry.values()] for entry in results[0]["results"]]
+    return rows(list(results[0]["results"][0]), body)
+
+
 TABLES = {
     "env": env_table,
     "train": train_table,
@@ -483,6 +522,11 @@ PAGES = {
     "README.md": TABLES,
     "docs/encoders.md": {"vit": vit_table},
     "docs/frame_level.md": {"fb_meaning": fb_meaning_table, "fb_update": fb_update_table},
+    "docs/goals_generation.md": {
+        "generation": generation_table,
+        "finetune": finetune_table,
+        "approximation": approximation_table,
+    },
     "docs/assets.md": {"assets": assets_table, "ranking": ranking_table},
     "docs/cost_of_the_reward.md": {"latency": latency_table, "cost": cost_table},
     "docs/rewards/signal.md": {"signal": signal_table},

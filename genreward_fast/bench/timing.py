@@ -44,17 +44,25 @@ def median_ms(function: Callable[[], Any], device: torch.device, seconds: float 
     return statistics.median(call_times(function, device, seconds, flush))
 
 
-def call_times(function: Callable[[], Any], device: torch.device, seconds: float, flush: bool = False) -> list[float]:
-    """Milliseconds of each of as many calls as fit into `seconds` (3 at least), after warming up.
+def call_times(
+    function: Callable[[], Any],
+    device: torch.device,
+    seconds: float,
+    flush: bool = False,
+    *,
+    warmup: int = 3,
+    least: int = 3,
+) -> list[float]:
+    """Milliseconds of each of as many calls as fit into `seconds` (`least` at least), after `warmup` calls.
 
     On CUDA it is the device's time between two events. With `flush` the cache is overwritten before each call.
     """
-    for _ in range(3):
+    for _ in range(warmup):
         function()
     scratch = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if flush and device.type == "cuda" else None
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
+    while len(times) < least or time.perf_counter() < end:
         if scratch is not None:
             scratch.zero_()
         if device.type == "cuda":

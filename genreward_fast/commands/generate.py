@@ -29,13 +29,16 @@ from genreward_fast.commands.options import DEVICE_HELP, FOLDER, SectionedComman
 @click.option("--fps", type=float, default=8.0, show_default=True, help="Frames per second of the file.")
 @section("Speed; the videos are the same up to rounding")
 @click.option("--batch", type=int, default=1, show_default=True, help="Candidates made at once.")
-@click.option("--compile", is_flag=True, help="Compile the transformer.")
+@click.option("--compile", is_flag=True, help="Fuse and compile the transformer.")
 @click.option("--attention", default="auto", show_default=True, help="auto, cudnn, flash, efficient or math.")
 @section("Speed; the videos change")
 @click.option(
-    "--approximate", default="none", show_default=True, help="none, or first-block: skip steps that change little."
+    "--approximate",
+    default="none",
+    show_default=True,
+    help="none; first-block: skip steps that change little; or attention-broadcast: reuse it in every second step.",
 )
-@click.option("--threshold", type=float, default=0.05, show_default=True, help="Of --approximate; 0 skips nothing.")
+@click.option("--threshold", type=float, default=0.05, show_default=True, help="Of first-block; 0 skips nothing.")
 def generate(
     text: str, image: Path, preset: str, model: str | None, lora: Path | None, out: Path, overwrite: bool, device: str,
     size: str | None, fps: float, **settings: Any,

@@ -62,7 +62,7 @@ def goal_from_generator(
     words = text or describe(env_config.task)
     generator, (given, nothing) = load_generator(words, "tiny", str(source), None, config, torch.device("cpu"))
     generator.pipeline.set_progress_bar_config(disable=True)
-    first = _first_frame(env_config, seed, generator.size.height)
+    first = first_frame(env_config.task, seed, generator.size.height, camera, rendering)
     ((_, video),) = generator.generate(first, given, nothing, seed)
     provenance: dict[str, Any] = {
         "source": "the shipped image-to-video model" if folder is None else str(folder),
@@ -78,9 +78,9 @@ def goal_from_generator(
     )
 
 
-def _first_frame(config: EnvConfig, seed: int, side: int) -> torch.Tensor:
-    """(side, side, 3) uint8 RGB of the episode that begins with this seed."""
-    env = MetaWorldEnv(config)
+def first_frame(task: str, seed: int, side: int, camera: str = CAMERA, rendering: str = RENDERING) -> torch.Tensor:
+    """(side, side, 3) uint8 RGB of the task's episode that begins with this seed."""
+    env = MetaWorldEnv(EnvConfig(task=task, camera=camera, rendering=rendering))  # type: ignore[arg-type]
     try:
         env.reset(seed=seed)
         return torch.from_numpy(env.render_sizes((side,))[side].copy())

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genreward_fast.errors import UserError
 from genreward_fast.goals.approximation import APPROXIMATIONS, approximate
+from genreward_fast.goals.attention import ATTENTION, attention
+from genreward_fast.goals.fused_blocks import fuse_blocks
 from genreward_fast.goals.video_model import Pipeline, explaining_out_of_memory
-
-ATTENTION = {
-    "auto": None,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
 
 
 @dataclass(frozen=True)
@@ -37,10 +29,11 @@ class GenerationConfig:
         batch: how many of them at once. It does not change what is drawn for a candidate.
         attention: which of PyTorch's attentions computes: auto, cudnn, flash, efficient or math. The same up to
             rounding.
-        compile: compile the transformer's block once, for all layers. The same up to rounding.
-        approximate: none or first-block (`goals/approximation.py`). It changes the videos.
-        threshold: of the approximation; the higher, the more steps are skipped, and 0 skips none. It judges all
-            videos of a batch together, so that a candidate depends on its batch.
+        compile: fuse and compile the transformer's block once, for all layers (`goals/fused_blocks.py`). The same up
+            to rounding.
+        approximate: none, first-block or attention-broadcast (`goals/approximation.py`). It changes the videos.
+        threshold: of first-block; the higher, the more steps are skipped, and 0 skips none. It judges all videos of a
+            batch together, so that a candidate depends on its batch.
 
     Raises:
         UserError: a value that makes no sense.
@@ -124,9 +117,7 @@ class VideoGenerator:
         if config.steps > most:
             raise UserError(f"--steps {config.steps}: the model's schedule has {most}")
         if config.compile:
-            for block in pipeline.transformer.transformer_blocks:
-                # The forward, not the module: an approximation's hooks stand around it and cannot be compiled.
-                block.forward = torch.compile(block.forward, fullgraph=True)
+            fuse_blocks(pipeline.transformer, config.attention)
         approximate(pipeline.transformer, config.approximate, config.threshold)
 
     def generate(
@@ -154,8 +145,16 @@ class VideoGenerator:
                 videos = self._batch(first, text, empty_text, batch)
             yield from zip(batch, videos)
 
-    @torch.no_grad()
+    def latents(self, image: Tensor, text: Tensor, empty_text: Tensor, seed: int) -> Tensor:
+        """(1, F, C, H', W') of one candidate, not decoded: the arguments are `generate`'s."""
+        return self._sample(fit_image(image, self.size), text, empty_text, range(seed, seed + 1), "latent")
+
     def _batch(self, first: Image.Image, text: Tensor, empty_text: Tensor, seeds: range) -> Tensor:
+        frames = self._sample(first, text, empty_text, seeds, "pt")
+        return (frames.permute(0, 1, 3, 4, 2).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+
+    @torch.no_grad()
+    def _sample(self, first: Image.Image, text: Tensor, empty_text: Tensor, seeds: range, output: str) -> Tensor:
         config, transformer = self.config, self.pipeline.transformer
         count = len(seeds)
         embeddings = {"prompt_embeds": text, "negative_prompt_embeds": empty_text}
@@ -166,7 +165,7 @@ class VideoGenerator:
         if transformer.is_cache_enabled:
             transformer._reset_stateful_cache()  # or the first step would be compared with the last video's
         with attention(config.attention):
-            frames = self.pipeline(
+            return self.pipeline(
                 [first] * count,
                 **arguments,
                 height=self.size.height,
@@ -176,15 +175,8 @@ class VideoGenerator:
                 guidance_scale=config.guidance,
                 # One for each, on the CPU: a candidate is the same in any batch, and drawn alike on any device.
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="pt",
+                output_type=output,
             ).frames
-        return (frames.permute(0, 1, 3, 4, 2).float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-
-
-def attention(name: str) -> AbstractContextManager[None]:
-    """Inside, PyTorch's attention is computed by the named backend (see `GenerationConfig`) and by no other."""
-    backend = ATTENTION[name]
-    return nullcontext() if backend is None else sdpa_kernel(backend)
 
 
 def fit_image(image: Tensor, size: VideoSize) -> Image.Image:

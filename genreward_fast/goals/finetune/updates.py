@@ -57,7 +57,12 @@ class Updates:
             transformer.enable_gradient_checkpointing()
         transformer.train()
         optimizer = torch.optim.AdamW(
-            trained(transformer), config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay
+            trained(transformer),
+            config.lr,
+            (config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            # PyTorch's other way on GPUs needs room for as many numbers as it trains once more.
+            fused=accelerator.device.type == "cuda" or None,
         )
         self.model, self.optimizer = accelerator.prepare(transformer, optimizer)
         self.ema = EMAModel(trained(self.model), decay=config.ema_decay) if config.ema_decay else None

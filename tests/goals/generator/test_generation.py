@@ -156,7 +156,7 @@ def test_the_picture_is_cropped_to_the_videos_shape():
         ({"candidates": 0}, "--candidates 0"),
         ({"guidance": -1.0}, "--guidance -1.0"),
         ({"attention": "fast"}, "--attention fast: use one of auto, cudnn"),
-        ({"approximate": "fast"}, "--approximate fast: use one of none, first-block"),
+        ({"approximate": "fast"}, "--approximate fast: use one of none, first-block, attention-broadcast"),
         ({"threshold": -1.0}, "--threshold -1.0: must not be negative"),
     ],
 )
